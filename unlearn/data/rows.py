@@ -1,0 +1,278 @@
+"""Rows: inputs, labels and stable string ids, with views that copy nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unlearn.errors import InputError, RowNotFoundError, some
+
+DEFAULT_BATCH = 256
+
+
+class Source(Protocol):
+    """Where inputs are read from; positions are those of the underlying storage."""
+
+    def inputs(self, positions: Tensor) -> Tensor:
+        """Return the inputs at these positions, stacked along a first dimension."""
+        ...
+
+
+class TensorSource:
+    """Inputs held in one tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def inputs(self, positions: Tensor) -> Tensor:
+        """Return ``tensor[positions]``."""
+        return self.tensor[positions]
+
+
+class Rows(Dataset[tuple[Tensor, Tensor]]):
+    """A data set whose rows have ids. Views share the source: nothing but index and labels is held.
+
+    Attributes:
+        ids: row ids, unique strings, shape (n,).
+        labels: given labels; int64 of shape (n,) for classes, float of shape (n,) or (n, outputs) for regression.
+        truth: true labels where they are known (label noise was added), used for scoring only; else None.
+        classes: number of classes, or None for regression.
+        name: what the rows are called in messages and reports.
+
+    >>> rows = Rows.from_tensors(torch.eye(3), torch.tensor([0, 1, 1]))
+    >>> rows.ids, rows.without(["1"]).ids, rows.relabelled({"0": 1}).labels.tolist()
+    (('0', '1', '2'), ('0', '2'), [1, 1, 1])
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        index: Tensor,
+        ids: Sequence[str],
+        labels: Tensor,
+        *,
+        truth: Tensor | None = None,
+        classes: int | None = None,
+        name: str = "data",
+    ) -> None:
+        self._source = source
+        self._index = index
+        self.ids = tuple(ids)
+        self.labels = labels
+        self.truth = truth
+        self.classes = classes
+        self.name = name
+
+    @classmethod
+    def from_tensors(
+        cls,
+        inputs: Tensor,
+        labels: Tensor,
+        *,
+        ids: Sequence[str] | None = None,
+        classes: int | None = None,
+        name: str = "data",
+    ) -> Rows:
+        """Return rows over a tensor of inputs (first dimension: rows). Without ids, row numbers are the ids."""
+        return cls.from_source(TensorSource(inputs), labels, ids=ids, classes=classes, name=name, length=len(inputs))
+
+    @classmethod
+    def from_source(
+        cls,
+        source: Source,
+        labels: Tensor,
+        *,
+        length: int,
+        ids: Sequence[str] | None = None,
+        classes: int | None = None,
+        name: str = "data",
+    ) -> Rows:
+        """Return rows over any source, checked: lengths, unique ids, labels inside the classes.
+
+        Raises:
+            InputError: what is wrong and with which rows.
+        """
+        if length == 0 or length != len(labels):
+            raise InputError(
+                f"{name} has {length} inputs and {len(labels)} labels; give one label for each of >= 1 rows"
+            )
+        names = tuple(str(i) for i in range(length)) if ids is None else tuple(str(i) for i in ids)
+        if len(names) != length:
+            raise InputError(f"{name} has {length} rows and {len(names)} ids; give one id for each row")
+        if len(set(names)) != length:
+            seen: set[str] = set()
+            twice = [i for i in names if i in seen or seen.add(i)]  # type: ignore[func-returns-value]
+            raise InputError(
+                f"ids of {name} are not unique: {some(dict.fromkeys(twice))} named twice; make each id unique"
+            )
+        if labels.is_floating_point():
+            if not torch.isfinite(labels).all():
+                bad = [
+                    names[i]
+                    for i in (~torch.isfinite(labels.flatten(1) if labels.ndim > 1 else labels[:, None]))
+                    .any(1)
+                    .nonzero()
+                    .flatten()
+                    .tolist()
+                ]
+                raise InputError(f"labels of {name} are not finite in rows {some(bad)}; repair or leave out these rows")
+            classes = None
+        else:
+            labels = labels.long()
+            if labels.ndim != 1:
+                raise InputError(
+                    f"labels of {name} have shape {tuple(labels.shape)}; class labels are one number a row"
+                )
+            classes = int(labels.max()) + 1 if classes is None else classes
+            outside = ((labels < 0) | (labels >= classes)).nonzero().flatten().tolist()
+            if outside:
+                raise InputError(
+                    f"label {int(labels[outside[0]])} of row {names[outside[0]]!r} is outside the classes "
+                    f"0..{classes - 1} of {name}; correct it or state the number of classes"
+                )
+        return cls(source, torch.arange(length), names, labels, classes=classes, name=name)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+        inputs, labels = self.batch(torch.tensor([range(len(self))[position]]))
+        return inputs[0], labels[0]
+
+    def __repr__(self) -> str:
+        return f"Rows({self.name!r}, n={len(self)}, classes={self.classes})"
+
+    @cached_property
+    def _position(self) -> dict[str, int]:
+        return {row: i for i, row in enumerate(self.ids)}
+
+    def __contains__(self, row: object) -> bool:
+        return row in self._position
+
+    def positions(self, ids: Iterable[str]) -> Tensor:
+        """Return the positions of these ids, in their order.
+
+        Raises:
+            RowNotFoundError: an id is not in the data.
+            InputError: an id is named twice.
+        """
+        wanted = [ids] if isinstance(ids, str) else list(ids)
+        missing = [row for row in wanted if row not in self._position]
+        if missing:
+            raise RowNotFoundError(
+                f"{len(missing)} of {len(wanted)} ids not in {self.name}: {some(map(repr, missing))}; "
+                f"its ids look like {self.ids[0]!r}"
+            )
+        if len(set(wanted)) != len(wanted):
+            raise InputError(f"{len(wanted) - len(set(wanted))} ids are named twice; name each row once")
+        return torch.tensor([self._position[row] for row in wanted], dtype=torch.long)
+
+    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return inputs and labels at these positions.
+
+        Raises:
+            InputError: an input is not finite; the row is named.
+        """
+        inputs = self._source.inputs(self._index[positions])
+        if inputs.is_floating_point() and not torch.isfinite(inputs).all():
+            bad = (~torch.isfinite(inputs.flatten(1))).any(1).nonzero().flatten()
+            rows = [self.ids[i] for i in positions[bad].tolist()]
+            raise InputError(f"inputs of {self.name} are NaN or infinite in rows {some(rows)}; repair or remove them")
+        return inputs, self.labels[positions]
+
+    def batches(
+        self, size: int = DEFAULT_BATCH, device: torch.device | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield (positions, inputs, labels) over all rows in order, on ``device``; positions stay on the CPU."""
+        for start in range(0, len(self), size):
+            positions = torch.arange(start, min(start + size, len(self)))
+            inputs, labels = self.batch(positions)
+            yield positions, inputs.to(device), labels.to(device)
+
+    def at(self, positions: Tensor) -> Rows:
+        """Return the view of the rows at these positions, in their order."""
+        return Rows(
+            self._source,
+            self._index[positions],
+            [self.ids[i] for i in positions.tolist()],
+            self.labels[positions],
+            truth=None if self.truth is None else self.truth[positions],
+            classes=self.classes,
+            name=self.name,
+        )
+
+    def only(self, ids: Iterable[str]) -> Rows:
+        """Return the view of the rows with these ids, in their order."""
+        return self.at(self.positions(ids))
+
+    def without(self, ids: Iterable[str]) -> Rows:
+        """Return the view without these rows; the others keep their ids and order.
+
+        Raises:
+            InputError: no row would be left, or an id is named twice.
+            RowNotFoundError: an id is not in the data.
+        """
+        keep = torch.ones(len(self), dtype=torch.bool)
+        keep[self.positions(ids)] = False
+        if not keep.any():
+            raise InputError(f"all {len(self)} rows of {self.name} would be removed; keep at least one")
+        return self.at(keep.nonzero().flatten())
+
+    def relabelled(self, labels: Mapping[str, int | float]) -> Rows:
+        """Return the view in which these rows carry other labels.
+
+        Raises:
+            InputError: a label is outside the classes.
+            RowNotFoundError: an id is not in the data.
+        """
+        positions = self.positions(labels)
+        if self.classes is not None:
+            for row, label in labels.items():
+                if int(label) != label or not 0 <= label < self.classes:
+                    raise InputError(
+                        f"label {label} for row {row!r} is outside the classes 0..{self.classes - 1} of {self.name}"
+                    )
+        changed = self.labels.clone()
+        changed[positions] = torch.tensor(list(labels.values()), dtype=changed.dtype)
+        return Rows(
+            self._source, self._index, self.ids, changed, truth=self.truth, classes=self.classes, name=self.name
+        )
+
+    def with_truth(self, truth: Tensor) -> Rows:
+        """Return the view that knows the true labels (for scoring only)."""
+        return Rows(self._source, self._index, self.ids, self.labels, truth=truth, classes=self.classes, name=self.name)
+
+    @cached_property
+    def digests(self) -> dict[str, bytes]:
+        """sha256 of each row's id, input (type, shape, bytes) and given label, by id."""
+        out: dict[str, bytes] = {}
+        for positions, inputs, labels in self.batches(1024):
+            kind = f"{inputs.dtype}{tuple(inputs.shape[1:])}{labels.dtype}".encode()
+            pixels, targets = _bytes(inputs), _bytes(labels)
+            for k, position in enumerate(positions.tolist()):
+                row = self.ids[position].encode()
+                head = struct.pack("<I", len(row)) + row + kind
+                out[self.ids[position]] = hashlib.sha256(head + pixels[k].tobytes() + targets[k].tobytes()).digest()
+        return out
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of contents and ids, as hex; the same for any order of the rows."""
+        total = hashlib.sha256(b"unlearn-rows-1")
+        for row in sorted(self.digests):
+            total.update(self.digests[row])
+        return total.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+    """Return the raw bytes of each row, shape (rows, bytes)."""
+    flat = tensor.detach().cpu().reshape(len(tensor), -1).contiguous()
+    return flat.view(torch.uint8).numpy()

