@@ -1,0 +1,59 @@
+"""Building a model from its name and options, under a seed of its own."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from unlearn.errors import InputError, did_you_mean
+from unlearn.models.cnn import cnn
+from unlearn.models.mlp import mlp
+
+_MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "cnn": cnn}
+
+
+def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
+    """Build a model with initial weights that depend on the seed only; the global seed is left as found.
+
+    Args:
+        name: ``mlp``, ``cnn``, or a user's own factory as ``module:function``.
+        seed: seed of the initial weights.
+        **options: passed to the factory.
+
+    Raises:
+        InputError: unknown name, a factory that can not be imported, an option it does not take.
+
+    >>> a, b = build_model("mlp", inputs=2, widths=[3]), build_model("mlp", inputs=2, widths=[3])
+    >>> bool((a[1].weight == b[1].weight).all())
+    True
+    """
+    factory = _own_factory(name) if ":" in name else _MODELS.get(name)
+    if factory is None:
+        raise InputError(f"unknown model {name!r}; {did_you_mean(name, _MODELS)}; your own is 'module:function'")
+    known = inspect.signature(factory).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    for option in options:
+        if option not in known and not takes_any:
+            raise InputError(f"model {name!r} has no option {option!r}; {did_you_mean(option, known)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = factory(**options)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{name!r} returned {type(model).__name__}; a model factory returns a torch.nn.Module")
+    return model
+
+
+def _own_factory(name: str) -> Callable[..., nn.Module]:
+    module, _, function = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"can not import model {name!r}: {error}; is its folder on PYTHONPATH?") from error
+    if not callable(factory):
+        raise InputError(f"{name!r} is {type(factory).__name__}; give a function that returns a torch.nn.Module")
+    return factory  # type: ignore[no-any-return]

@@ -1,0 +1,25 @@
+"""Deterministic training, the training record, snapshots and replay."""
+
+from unlearn.training.optimum import train_to_optimum
+from unlearn.training.order import BatchOrder
+from unlearn.training.record import TrainingRecord
+from unlearn.training.recorder import TRAJECTORY_FILE, Recorder
+from unlearn.training.replay import replay
+from unlearn.training.settings import TrainSettings
+from unlearn.training.snapshots import Snapshot
+from unlearn.training.trainer import run_steps, train
+from unlearn.training.trajectory import Trajectory
+
+__all__ = [
+    "TRAJECTORY_FILE",
+    "BatchOrder",
+    "Recorder",
+    "Snapshot",
+    "TrainSettings",
+    "TrainingRecord",
+    "Trajectory",
+    "replay",
+    "run_steps",
+    "train",
+    "train_to_optimum",
+]

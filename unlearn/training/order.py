@@ -1,0 +1,69 @@
+"""Row order: which rows every training step saw, by id."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlearn.data import Rows
+
+EMPTY = -1
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """Row ids of every batch, held as positions into one tuple of ids.
+
+    Attributes:
+        ids: every id that occurs.
+        positions: (steps, batch size) positions into ``ids``; -1 is an empty place.
+
+    >>> order = BatchOrder.from_batches([["a", "b"], ["c"]])
+    >>> order.positions.tolist(), order.batch(1)
+    ([[0, 1], [2, -1]], ['c'])
+    """
+
+    ids: tuple[str, ...]
+    positions: Tensor
+
+    @classmethod
+    def from_batches(cls, batches: Sequence[Sequence[str]]) -> BatchOrder:
+        """Return the order of these batches of ids."""
+        index: dict[str, int] = {}
+        width = max((len(batch) for batch in batches), default=0)
+        positions = torch.full((len(batches), width), EMPTY, dtype=torch.int32)
+        for step, batch in enumerate(batches):
+            for place, row in enumerate(batch):
+                positions[step, place] = index.setdefault(row, len(index))
+        return cls(tuple(index), positions)
+
+    @classmethod
+    def shuffled(cls, ids: Sequence[str], *, epochs: int, batch_size: int, seed: int) -> BatchOrder:
+        """Return a new random order of all rows for each epoch; each epoch's order depends on (seed, epoch)."""
+        steps = math.ceil(len(ids) / batch_size)
+        positions = torch.full((epochs, steps * batch_size), EMPTY, dtype=torch.int32)
+        for epoch in range(epochs):
+            shuffled = np.random.default_rng([seed, epoch]).permutation(len(ids)).astype(np.int32)
+            positions[epoch, : len(ids)] = torch.from_numpy(shuffled)
+        return cls(tuple(ids), positions.reshape(epochs * steps, batch_size))
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def batch(self, step: int) -> list[str]:
+        """Return the ids of one step."""
+        return [self.ids[i] for i in self.positions[step].tolist() if i != EMPTY]
+
+    def on(self, rows: Rows) -> Tensor:
+        """Return the order as positions into ``rows``; the places of rows that are not there are empty (-1).
+
+        Shape (steps, batch size). This is the coupled row order of math.md 0: a removed row leaves its place empty.
+        """
+        place: Mapping[str, int] = {row: i for i, row in enumerate(rows.ids)}
+        table = torch.tensor([place.get(row, EMPTY) for row in self.ids] + [EMPTY])
+        return table[self.positions.long()]

@@ -1,0 +1,78 @@
+"""Running recorded steps again on changed data: the coupled retrain, and the replay after a rewind."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from unlearn.data import Rows
+from unlearn.errors import RecordError
+from unlearn.tasks import get_task
+from unlearn.training.record import TrainingRecord
+from unlearn.training.settings import build_optimizer
+from unlearn.training.snapshots import Snapshot
+from unlearn.training.trainer import run_steps
+
+
+def replay(
+    model: nn.Module,
+    data: Rows,
+    record: TrainingRecord,
+    *,
+    start: int = 0,
+    snapshot: Snapshot | None = None,
+    description: str = "replaying",
+) -> tuple[nn.Module, int]:
+    """Run the recorded steps from ``start`` to the last on changed data, starting from the model's weights.
+
+    The recorded order, learning rates and settings are used; a removed row leaves its place in the batch empty and
+    the loss is the mean over those left (math.md 0). With ``start=0`` and the initial weights this is the coupled
+    retrain.
+
+    Args:
+        model: weights to start from; not changed.
+        data: changed rows.
+        record: of the original training, with its row order.
+        start: first step to run.
+        snapshot: whose optimizer state to start with; None for a fresh optimizer.
+        description: of the progress bar.
+
+    Returns:
+        The trained copy, in eval mode, and the number of rows processed.
+
+    Raises:
+        RecordError: the record has no row order, or rows of the data are not in it.
+    """
+    if record.order is None:
+        raise RecordError(
+            "the training record has no row order, so nothing can be replayed; record it, or use budget=0"
+        )
+    unknown = set(data.ids) - set(record.order.ids)
+    if unknown:
+        raise RecordError(
+            f"{len(unknown)} rows were not in the recorded training, {min(unknown)!r} first; pass its rows"
+        )
+    model = copy.deepcopy(model)
+    optimizer = build_optimizer(
+        model,
+        record.optimizer,
+        lr=0.0,
+        momentum=record.momentum,
+        weight_decay=record.weight_decay,
+        betas=record.betas,
+        eps=record.eps,
+    )
+    if snapshot is not None:
+        Snapshot(dict(model.state_dict()), snapshot.optimizer).restore(model, optimizer)
+    processed = run_steps(
+        model,
+        optimizer,
+        data,
+        record.order,
+        record.rates().tolist(),
+        task=get_task(record.task),
+        start=start,
+        description=description,
+    )
+    return model.eval(), processed

@@ -1,0 +1,152 @@
+"""Deterministic training over a stated row order; training, replay, retraining and fine-tuning are this one loop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from unlearn.data import Rows
+from unlearn.errors import InputError
+from unlearn.progress import track
+from unlearn.tasks import Task, get_task
+from unlearn.training.order import EMPTY, BatchOrder
+from unlearn.training.record import TrainingRecord
+from unlearn.training.recorder import Recorder
+from unlearn.training.settings import TrainSettings
+
+OnStep = Callable[[Sequence[str], Tensor, Tensor], None]
+
+
+def run_steps(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rows: Rows,
+    order: BatchOrder,
+    rates: Sequence[float],
+    *,
+    task: Task,
+    start: int = 0,
+    on_step: OnStep | None = None,
+    description: str = "training",
+) -> int:
+    """Run the steps of ``order`` from ``start`` on, in place; rows that are not in ``rows`` leave their places empty.
+
+    Returns:
+        The number of rows processed (each costs forward 1 and backward 2).
+
+    Raises:
+        InputError: the loss is not finite; the step is named.
+    """
+    device = next(model.parameters()).device
+    positions = order.on(rows)
+    processed = 0
+    model.train()
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False):
+        for step in track(range(start, len(order)), description):
+            batch = positions[step]
+            batch = batch[batch != EMPTY]
+            for group in optimizer.param_groups:
+                group["lr"] = rates[step]
+            optimizer.zero_grad(set_to_none=False)
+            if len(batch):
+                inputs, labels = rows.batch(batch)
+                labels = labels.to(device)
+                outputs = model(inputs.to(device))
+                if step == start:
+                    task.check(outputs, labels)
+                loss = task.loss(outputs, labels).mean()
+                if not torch.isfinite(loss):
+                    raise InputError(
+                        f"the loss of step {step} is {loss.item()}: training diverged; lower the learning rate"
+                    )
+                loss.backward()  # type: ignore[no-untyped-call]
+            _zero_missing_gradients(optimizer)
+            optimizer.step()
+            processed += len(batch)
+            if on_step is not None and len(batch):
+                on_step([rows.ids[i] for i in batch.tolist()], outputs, labels)
+    return processed
+
+
+def _zero_missing_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Give parameters without a gradient a zero one: weight decay and momentum act in an empty batch too."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+
+def train(
+    model: nn.Module,
+    data: Rows,
+    settings: TrainSettings,
+    *,
+    seed: int = 0,
+    task: str | Task = "classification",
+    folder: str | Path | None = None,
+    snapshot_epochs: Collection[int] = (),
+    description: str = "training",
+) -> tuple[nn.Module, TrainingRecord]:
+    """Train a copy of ``model`` deterministically.
+
+    Args:
+        model: initial weights; not changed.
+        data: rows.
+        settings: optimizer, schedule, epochs, batch size.
+        seed: decides the row order, with the epoch's number.
+        task: name of the task or a task.
+        folder: where snapshots, row order and trajectory go; nothing is written without it.
+        snapshot_epochs: epochs after which a snapshot is taken (0: before the first step). The final weights are
+            always taken.
+        description: of the progress bar.
+
+    Returns:
+        The trained copy, in eval mode, and its training record.
+
+    >>> rows = Rows.from_tensors(torch.eye(4), torch.tensor([0, 1, 0, 1]))
+    >>> start = nn.Linear(4, 2)
+    >>> model, record = train(start, rows, TrainSettings(epochs=2, batch_size=2))
+    >>> record.steps
+    4
+    """
+    the_task = get_task(task)
+    model = copy.deepcopy(model)
+    order = BatchOrder.shuffled(data.ids, epochs=settings.epochs, batch_size=settings.batch_size, seed=seed)
+    rates = settings.rates(len(data))
+    optimizer = settings.build_optimizer(model)
+    if folder is None:
+        run_steps(model, optimizer, data, order, rates, task=the_task, description=description)
+        record = TrainingRecord(
+            optimizer=settings.optimizer,
+            lr=tuple(rates),
+            steps=len(rates),
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            betas=settings.betas,
+            eps=settings.eps,
+            task=the_task.name,
+            seed=seed,
+            data_fingerprint=data.fingerprint,
+            order=order,
+        )
+        return model.eval(), record
+    recorder = Recorder(
+        model,
+        optimizer,
+        folder,
+        snapshots={epoch * settings.steps_per_epoch(len(data)) for epoch in snapshot_epochs},
+        task=the_task.name,
+        seed=seed,
+        data_fingerprint=data.fingerprint,
+    )
+    classes = the_task.name == "classification"
+
+    def note(ids: Sequence[str], outputs: Tensor, labels: Tensor) -> None:
+        recorder.step(ids, *((outputs, labels) if classes else (None, None)))
+
+    run_steps(model, optimizer, data, order, rates, task=the_task, on_step=note, description=description)
+    return model.eval(), recorder.finish()
