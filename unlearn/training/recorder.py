@@ -9,6 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from unlearn.atomic import make_folder
 from unlearn.errors import InputError, RecordError
 from unlearn.training.order import BatchOrder
 from unlearn.training.record import ORDER_FILE, TrainingRecord, write_order
@@ -58,6 +59,7 @@ class Recorder:
         data_fingerprint: str | None = None,
     ) -> None:
         self._kind = _describe(optimizer)
+        make_folder(Path(folder) / "snapshots")
         self._model, self._optimizer, self._folder = model, optimizer, Path(folder)
         self._when = snapshots
         self._about = {"task": task, "seed": seed, "data_fingerprint": data_fingerprint}
