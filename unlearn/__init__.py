@@ -1,1 +1,86 @@
-"""Find wrong training rows, edit them out of a trained model, and verify the edit against retraining."""
+"""Find wrong training rows, edit them out of a trained model, and verify the edit against retraining.
+
+Everything a script needs is here; names are loaded when first used, so ``import unlearn`` and the command line start
+without importing torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unlearn.checkpoint import save_checkpoint as save_checkpoint
+    from unlearn.curvature import Curvature as Curvature
+    from unlearn.curvature import conjugate_gradient as conjugate_gradient
+    from unlearn.curvature import fit_curvature as fit_curvature
+    from unlearn.curvature import gauss_newton as gauss_newton
+    from unlearn.curvature import load_curvature as load_curvature
+    from unlearn.data import Rows as Rows
+    from unlearn.data import as_rows as as_rows
+    from unlearn.data import load_data as load_data
+    from unlearn.data import pair_noise as pair_noise
+    from unlearn.data import symmetric_noise as symmetric_noise
+    from unlearn.detect import Scores as Scores
+    from unlearn.detect import estimate_cutoff as estimate_cutoff
+    from unlearn.detect import gif_scores as gif_scores
+    from unlearn.detect import influence as influence
+    from unlearn.detect import margin_trajectory as margin_trajectory
+    from unlearn.detect import self_influence as self_influence
+    from unlearn.detect import suggest_labels as suggest_labels
+    from unlearn.models import build_model as build_model
+    from unlearn.repair import Changes as Changes
+    from unlearn.repair import Edit as Edit
+    from unlearn.repair import apply_changes as apply_changes
+    from unlearn.repair import relabel as relabel
+    from unlearn.repair import remove as remove
+    from unlearn.training import Recorder as Recorder
+    from unlearn.training import TrainingRecord as TrainingRecord
+    from unlearn.training import TrainSettings as TrainSettings
+    from unlearn.training import Trajectory as Trajectory
+    from unlearn.training import load_checkpoint as load_checkpoint
+    from unlearn.training import train as train
+    from unlearn.training import train_to_optimum as train_to_optimum
+    from unlearn.verification import Verdict as Verdict
+    from unlearn.verification import verify as verify
+
+_ROOMS = {
+    "unlearn.checkpoint": ("save_checkpoint",),
+    "unlearn.curvature": ("Curvature", "conjugate_gradient", "fit_curvature", "gauss_newton", "load_curvature"),
+    "unlearn.data": ("Rows", "as_rows", "load_data", "pair_noise", "symmetric_noise"),
+    "unlearn.detect": (
+        "Scores",
+        "estimate_cutoff",
+        "gif_scores",
+        "influence",
+        "margin_trajectory",
+        "self_influence",
+        "suggest_labels",
+    ),
+    "unlearn.models": ("build_model",),
+    "unlearn.repair": ("Changes", "Edit", "apply_changes", "relabel", "remove"),
+    "unlearn.training": (
+        "Recorder",
+        "TrainSettings",
+        "TrainingRecord",
+        "Trajectory",
+        "load_checkpoint",
+        "train",
+        "train_to_optimum",
+    ),
+    "unlearn.verification": ("Verdict", "verify"),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'unlearn' has no attribute {name!r}")
+    found: object = getattr(import_module(_HOME[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -26,3 +26,16 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def copy_modes(source: nn.Module, target: nn.Module) -> None:
+    """Give each module of ``target`` the mode of the module of the same name in ``source``.
+
+    >>> a, b = nn.Dropout().eval(), nn.Dropout()
+    >>> copy_modes(a, b)
+    >>> b.training
+    False
+    """
+    modes = {name: module.training for name, module in source.named_modules()}
+    for name, module in target.named_modules():
+        module.training = modes[name]

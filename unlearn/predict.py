@@ -17,5 +17,5 @@ def predict(model: nn.Module, data: Rows, *, batch_size: int = DEFAULT_BATCH) ->
     (2, 3)
     """
     device = next(model.parameters()).device
-    with evaluation(model), torch.inference_mode():
+    with evaluation(model), torch.no_grad():
         return torch.cat([model(inputs).cpu() for _, inputs, _ in data.batches(batch_size, device)])

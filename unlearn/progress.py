@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -35,7 +35,8 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
     if outer is None:
         progress.start()
         token = _ACTIVE.set(progress)
-    task = progress.add_task(description, total=total if total is not None else len(items))  # type: ignore[arg-type]
+    length = len(items) if total is None and isinstance(items, Sized) else total
+    task = progress.add_task(description, total=length)
     try:
         for item in items:
             yield item

@@ -60,7 +60,7 @@ class Classification:
     name = "classification"
 
     def check(self, outputs: Tensor, labels: Tensor) -> None:
-        """Outputs (b, c) with finite values, labels integer and smaller than c."""
+        """Outputs (b, c) with finite values, labels integer, from 0 to below c."""
         if outputs.ndim != 2:
             raise InputError(
                 f"the model's outputs have shape {tuple(outputs.shape)}; classification needs (rows, classes)"
@@ -71,8 +71,9 @@ class Classification:
             )
         if not torch.isfinite(outputs).all():
             raise InputError("the model's outputs are NaN or infinite; its weights or inputs are damaged")
-        if int(labels.max()) >= outputs.shape[1]:
-            raise InputError(f"label {int(labels.max())} is outside the model's {outputs.shape[1]} classes")
+        for label in (int(labels.min()), int(labels.max())):
+            if not 0 <= label < outputs.shape[1]:
+                raise InputError(f"label {label} is outside the model's {outputs.shape[1]} classes")
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """-log p_y."""

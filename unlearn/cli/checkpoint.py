@@ -27,7 +27,7 @@ def checkpoint() -> None:
     \b
     Example:
       unlearn checkpoint show checkpoints/mnist5k/edited.safetensors
-    """  # noqa: D301
+    """
 
 
 @checkpoint.command()
@@ -43,7 +43,7 @@ def show(path: Path, as_json: bool) -> None:
     Example:
       unlearn checkpoint show edited.safetensors
       unlearn checkpoint show edited.safetensors --json
-    """  # noqa: D301
+    """
     from unlearn.checkpoint import read_header, read_metadata
 
     header = read_header(path)
@@ -67,7 +67,7 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
     \b
     Example:
       unlearn checkpoint diff original.safetensors edited.safetensors
-    """  # noqa: D301
+    """
     from unlearn.checkpoint import diff_checkpoints
 
     found = diff_checkpoints(first, second)
@@ -100,7 +100,7 @@ def verify(context: click.Context, path: Path, as_json: bool) -> None:
     \b
     Example:
       unlearn checkpoint verify edited.safetensors
-    """  # noqa: D301
+    """
     from unlearn.checkpoint import verify_checkpoint
 
     checks = verify_checkpoint(path)
@@ -130,7 +130,7 @@ def rollback(path: Path, out: Path | None, parent: Path | None, as_json: bool) -
     Example:
       unlearn checkpoint rollback edited.safetensors
       unlearn checkpoint rollback edited.safetensors --out original.safetensors
-    """  # noqa: D301
+    """
     from unlearn.checkpoint import rollback as roll_back
 
     done = roll_back(path, out, parent=parent)
@@ -157,7 +157,7 @@ def import_(path: Path, out: Path, model: str | None, options: Sequence[str], as
     Example:
       unlearn checkpoint import model.pt original.safetensors \\
         --model mlp --option inputs=64 --option widths=[32]
-    """  # noqa: D301
+    """
     if options and model is None:
         raise click.UsageError("--option describes a model; name it with --model")
     spec = None if model is None else {"name": model, "options": dict(map(_option, options))}

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
-from torch.utils.data import default_collate as collate
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, default_collate, default_convert
 
 from unlearn.data.rows import Rows
 from unlearn.errors import InputError
 
 _INPUT_COLUMNS = ("input", "inputs", "image", "img", "x", "features", "pixel_values")
 _LABEL_COLUMNS = ("label", "labels", "target", "y")
+_PROBED = 16
 
 
 class _DatasetSource:
-    def __init__(self, dataset: Any, column: str | int) -> None:
+    def __init__(self, dataset: Any, column: str | int, name: str) -> None:
         self.dataset = dataset
         self.column = column
+        self.name = name
 
     def inputs(self, positions: Tensor) -> Tensor:
-        """Return the inputs at these positions, collated."""
-        rows = [torch.as_tensor(self.dataset[i][self.column]) for i in positions.tolist()]
-        return collate(rows)  # type: ignore[no-any-return]
+        """Return the inputs at these positions, stacked."""
+        rows = positions.tolist()
+        return _stack([self.input(i) for i in rows], rows, "inputs", self.name)
+
+    def input(self, row: int) -> Tensor:
+        """Return the input of one row."""
+        return _as_tensor(self.dataset[row][self.column], row, "input", self.name)
 
 
 def as_rows(
@@ -52,21 +57,20 @@ def as_rows(
         name: what to call the data in messages.
 
     Raises:
-        InputError: the data shuffles, has no length, or gives other values when a row is read again.
+        InputError: the data shuffles, has no length, or gives other values when a row is read again; an option that
+            has no meaning for this kind of data.
 
     >>> as_rows((torch.zeros(2, 3), torch.tensor([0, 1]))).ids
     ('0', '1')
     """
+    columns = {"input_column": input_column, "label_column": label_column, "id_column": id_column}
     if isinstance(data, Rows):
+        _refuse(columns | {"ids": ids, "classes": classes}, "rows that have ids and labels already")
         return data
     if isinstance(data, DataLoader):
-        if not isinstance(data.sampler, SequentialSampler):
-            raise InputError(
-                f"{name} is a DataLoader with {type(data.sampler).__name__}, so rows can not be matched to ids; "
-                "pass its dataset, or build it with shuffle=False"
-            )
-        data = data.dataset
+        data = _loaded(data, name)
     if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        _refuse(columns, "a pair of tensors")
         return Rows.from_tensors(data[0], data[1], ids=ids, classes=classes, name=name)
     if isinstance(data, IterableDataset) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
         raise InputError(
@@ -75,7 +79,33 @@ def as_rows(
         )
     if len(data) == 0:
         raise InputError(f"{name} is empty; give at least one row")
+    if id_column is not None and ids is not None:
+        raise InputError(f"ids of {name} are given twice, as id_column={id_column!r} and as ids; pass one of them")
     return _from_dataset(data, input_column, label_column, id_column, ids, classes, name)
+
+
+def _refuse(options: Mapping[str, object], data: str) -> None:
+    """Refuse options that would be without effect."""
+    for option, value in options.items():
+        if value is not None:
+            raise InputError(f"{option} has no meaning for {data}; leave it out")
+
+
+def _loaded(loader: DataLoader[Any], name: str) -> Any:
+    """Return the data set of a loader that gives it row by row as it is."""
+    batches = loader.batch_sampler
+    sampler = loader.sampler if batches is None else getattr(batches, "sampler", batches)
+    if not isinstance(loader.dataset, IterableDataset) and not isinstance(sampler, SequentialSampler):
+        raise InputError(
+            f"{name} is a DataLoader with {type(sampler).__name__}, so rows can not be matched to ids; "
+            "pass its dataset, or build it with shuffle=False"
+        )
+    if loader.collate_fn not in (default_collate, default_convert):
+        raise InputError(
+            f"{name} is a DataLoader with its own collate_fn, which rows read one by one would not pass through; "
+            "pass a dataset whose items are (input, label) pairs or dictionaries"
+        )
+    return loader.dataset
 
 
 def _from_dataset(
@@ -90,7 +120,7 @@ def _from_dataset(
     if hasattr(data, "with_format") and hasattr(data, "column_names"):
         data = data.with_format("torch")
     first = data[0]
-    if isinstance(first, dict):
+    if isinstance(first, Mapping):
         x: str | int = input_column or _guess(first, _INPUT_COLUMNS, "input", name)
         y: str | int = label_column or _guess(first, _LABEL_COLUMNS, "label", name)
         for column in (x, y, id_column):
@@ -102,22 +132,25 @@ def _from_dataset(
         x, y = 0, 1
     else:
         raise InputError(f"items of {name} are {type(first).__name__}; give (input, label) pairs or dictionaries")
-    if not torch.equal(torch.as_tensor(first[x]), torch.as_tensor(data[0][x])):
-        raise InputError(
-            f"row 0 of {name} read twice gives two values: a random transform; scores and edits need the same input "
-            "each time, so pass the data without augmentation"
-        )
+    source = _DatasetSource(data, x, name)
+    for i in range(min(_PROBED, len(data))):
+        once, again = source.input(i).nan_to_num(), source.input(i).nan_to_num()
+        if not torch.equal(once, again):
+            raise InputError(
+                f"row {i} of {name} read twice gives two values: a random transform; scores and edits need the same "
+                "input each time, so pass the data without augmentation"
+            )
     labels = []
     names: list[str] = []
     for i in range(len(data)):
         row = data[i]
-        labels.append(torch.as_tensor(row[y]))
+        labels.append(_as_tensor(row[y], i, "label", name))
         if id_column is not None:
             value = row[id_column]
             names.append(str(value.item() if isinstance(value, Tensor) else value))
     return Rows.from_source(
-        _DatasetSource(data, x),
-        torch.stack(labels),
+        source,
+        _stack(labels, range(len(data)), "labels", name),
         length=len(data),
         ids=names if id_column is not None else ids,
         classes=classes,
@@ -125,7 +158,26 @@ def _from_dataset(
     )
 
 
-def _guess(row: dict[str, Any], names: Sequence[str], what: str, data: str) -> str:
+def _as_tensor(value: Any, row: int, what: str, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the {what} of row {row} of {name} is {type(value).__name__}, not numbers: turn it into a tensor first"
+        ) from error
+
+
+def _stack(values: Sequence[Tensor], rows: Sequence[int], what: str, name: str) -> Tensor:
+    for row, value in zip(rows, values, strict=True):
+        if value.shape != values[0].shape:
+            raise InputError(
+                f"{what} of {name} differ in shape: {tuple(values[0].shape)} in row {rows[0]}, {tuple(value.shape)} in "
+                f"row {row}; bring them to one shape"
+            )
+    return torch.stack(list(values))
+
+
+def _guess(row: Mapping[str, Any], names: Sequence[str], what: str, data: str) -> str:
     for column in names:
         if column in row:
             return column

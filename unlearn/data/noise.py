@@ -30,7 +30,7 @@ def symmetric_noise(rows: Rows, rate: float, seed: int) -> Rows:
     shift = 1 + np.floor(draws.uniform(seed, rows.ids, "noise-labels") * (classes - 1)).astype(np.int64)
     given = rows.labels.numpy()
     changed = {rows.ids[i]: int((given[i] + shift[i]) % classes) for i in hit}
-    return rows.with_truth(rows.labels).relabelled(changed)
+    return _with_truth(rows).relabelled(changed)
 
 
 def pair_noise(rows: Rows, pairs: Mapping[int, int], rate: float, seed: int) -> Rows:
@@ -55,7 +55,12 @@ def pair_noise(rows: Rows, pairs: Mapping[int, int], rate: float, seed: int) -> 
     order = draws.permutation(seed, rows.ids, "noise-rows")
     touched = [i for i in order if given[i] in pairs]
     changed = {rows.ids[i]: pairs[given[i]] for i in touched[: round(rate * len(touched))]}
-    return rows.with_truth(rows.labels).relabelled(changed)
+    return _with_truth(rows).relabelled(changed)
+
+
+def _with_truth(rows: Rows) -> Rows:
+    """Return the rows with their labels as truth; a truth that is known already stays."""
+    return rows.with_truth(rows.labels) if rows.truth is None else rows
 
 
 def _classes(rows: Rows, rate: float) -> int:

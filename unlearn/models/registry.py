@@ -26,7 +26,8 @@ def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
         **options: passed to the factory.
 
     Raises:
-        InputError: unknown name, a factory that can not be imported, an option it does not take.
+        InputError: unknown name, a factory that can not be imported, an option it does not take or can not use, an
+            option that is missing.
 
     >>> a, b = build_model("mlp", inputs=2, widths=[3]), build_model("mlp", inputs=2, widths=[3])
     >>> bool((a[1].weight == b[1].weight).all())
@@ -35,24 +36,36 @@ def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
     factory = _own_factory(name) if ":" in name else _MODELS.get(name)
     if factory is None:
         raise InputError(f"unknown model {name!r}; {did_you_mean(name, _MODELS)}; your own is 'module:function'")
-    known = inspect.signature(factory).parameters
+    _check_options(name, factory, options)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        try:
+            model = factory(**options)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"model {name!r} can not be built with {options}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{name!r} returned {type(model).__name__}; a model factory returns a torch.nn.Module")
+    return model
+
+
+def _check_options(name: str, factory: Callable[..., nn.Module], options: dict[str, Any]) -> None:
+    signature = inspect.signature(factory)
+    known = signature.parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     for option in options:
         if option not in known and not takes_any:
             raise InputError(f"model {name!r} has no option {option!r}; {did_you_mean(option, known)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        model = factory(**options)
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{name!r} returned {type(model).__name__}; a model factory returns a torch.nn.Module")
-    return model
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise InputError(f"model {name!r} needs more options: {error}; known: {', '.join(known)}") from error
 
 
 def _own_factory(name: str) -> Callable[..., nn.Module]:
     module, _, function = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"can not import model {name!r}: {error}; is its folder on PYTHONPATH?") from error
     if not callable(factory):
         raise InputError(f"{name!r} is {type(factory).__name__}; give a function that returns a torch.nn.Module")

@@ -1,5 +1,6 @@
 """Deterministic training, the training record, snapshots and replay."""
 
+from unlearn.training.load import load_checkpoint
 from unlearn.training.optimum import train_to_optimum
 from unlearn.training.order import BatchOrder
 from unlearn.training.record import TrainingRecord
@@ -18,6 +19,7 @@ __all__ = [
     "TrainSettings",
     "TrainingRecord",
     "Trajectory",
+    "load_checkpoint",
     "replay",
     "run_steps",
     "train",

@@ -75,7 +75,7 @@ def train_to_optimum(
             f"the gradient is still {largest:.1e} after {iterations} iterations (wanted {gradient_tolerance:.1e}); use "
             "float64, more weight decay or a larger tolerance"
         )
-    steps = int(optimizer.state[parameters[0]]["n_iter"])
+    steps = max(1, int(optimizer.state[parameters[0]]["n_iter"]))
     model.zero_grad(set_to_none=True)
     record = TrainingRecord(
         optimizer="lbfgs",

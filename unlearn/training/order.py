@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -36,11 +39,10 @@ class BatchOrder:
         """Return the order of these batches of ids."""
         index: dict[str, int] = {}
         width = max((len(batch) for batch in batches), default=0)
-        positions = torch.full((len(batches), width), EMPTY, dtype=torch.int32)
+        positions = np.full((len(batches), width), EMPTY, dtype=np.int32)
         for step, batch in enumerate(batches):
-            for place, row in enumerate(batch):
-                positions[step, place] = index.setdefault(row, len(index))
-        return cls(tuple(index), positions)
+            positions[step, : len(batch)] = [index.setdefault(row, len(index)) for row in batch]
+        return cls(tuple(index), torch.from_numpy(positions))
 
     @classmethod
     def shuffled(cls, ids: Sequence[str], *, epochs: int, batch_size: int, seed: int) -> BatchOrder:
@@ -54,6 +56,12 @@ class BatchOrder:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of ids and positions, as hex."""
+        shape_and_ids = json.dumps([list(self.positions.shape), self.ids]).encode()
+        return hashlib.sha256(shape_and_ids + self.positions.int().numpy().tobytes()).hexdigest()
 
     def batch(self, step: int) -> list[str]:
         """Return the ids of one step."""

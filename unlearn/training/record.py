@@ -77,6 +77,8 @@ class TrainingRecord:
             raise RecordError("learning rates of the training record must be finite, >= 0, and not all 0")
         if not 0 <= self.momentum < 1:
             raise RecordError(f"momentum of the training record is {self.momentum}; it lies from 0 to below 1")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise RecordError(f"weight decay of the training record is {self.weight_decay}; give 0 or more")
         if self.order is not None and len(self.order) != self.steps:
             raise RecordError(
                 f"the training record has {len(self.order)} batches and {self.steps} steps; give one a step"
@@ -84,9 +86,7 @@ class TrainingRecord:
 
     def rates(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Learning rate of every step, shape (steps,)."""
-        return (
-            np.full(self.steps, self.lr, dtype=np.float64) if isinstance(self.lr, (int, float)) else np.array(self.lr)
-        )
+        return np.full(self.steps, self.lr, dtype=np.float64)
 
     def horizon(self, start: int = 0, stop: int | None = None) -> float:
         """T = sum of lr / (1 - momentum) over the steps from ``start`` to before ``stop``; infinite at an optimum.
@@ -145,7 +145,7 @@ class TrainingRecord:
             "seed": self.seed,
             "data_fingerprint": self.data_fingerprint,
             "snapshots": {str(step): digest for step, digest in sorted(self.snapshots.items())},
-            "ordered": self.order is not None,
+            "order": None if self.order is None else self.order.digest,
         }
 
     @classmethod
@@ -153,26 +153,29 @@ class TrainingRecord:
         """Return the record from :meth:`to_dict`; the order is read from ``folder`` if it is there.
 
         Raises:
-            RecordError: an unknown version.
+            RecordError: an unknown version, a value that is missing, or a row order that is damaged or another one.
         """
         if data.get("version") != VERSION:
             raise RecordError(f"training record version {data.get('version')!r}; this release reads version {VERSION}")
-        path = None if folder is None else folder / "snapshots" / ORDER_FILE
-        return cls(
-            optimizer=data["optimizer"],
-            lr=[rate for rate, count in data["lr_runs"] for _ in range(count)],
-            steps=data["steps"],
-            momentum=data["momentum"],
-            weight_decay=data["weight_decay"],
-            betas=(data["betas"][0], data["betas"][1]),
-            eps=data["eps"],
-            task=data["task"],
-            seed=data["seed"],
-            data_fingerprint=data["data_fingerprint"],
-            order=read_order(path) if data["ordered"] and path is not None and path.exists() else None,
-            snapshots={int(step): digest for step, digest in data["snapshots"].items()},
-            folder=folder,
-        )
+        try:
+            path = None if folder is None or data["order"] is None else folder / "snapshots" / ORDER_FILE
+            return cls(
+                optimizer=data["optimizer"],
+                lr=[rate for rate, count in data["lr_runs"] for _ in range(count)],
+                steps=data["steps"],
+                momentum=data["momentum"],
+                weight_decay=data["weight_decay"],
+                betas=(data["betas"][0], data["betas"][1]),
+                eps=data["eps"],
+                task=data["task"],
+                seed=data["seed"],
+                data_fingerprint=data["data_fingerprint"],
+                order=read_order(path, data["order"]) if path is not None and path.exists() else None,
+                snapshots={int(step): digest for step, digest in data["snapshots"].items()},
+                folder=folder,
+            )
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise RecordError(f"the training record is damaged ({error!r}); restore it from a copy") from error
 
 
 def write_order(path: Path, order: BatchOrder) -> None:
@@ -180,14 +183,17 @@ def write_order(path: Path, order: BatchOrder) -> None:
     write_atomically(path, save({"positions": order.positions.int()}, {"ids": json.dumps(order.ids)}))
 
 
-def read_order(path: Path) -> BatchOrder:
-    """Read a row order.
+def read_order(path: Path, digest: str) -> BatchOrder:
+    """Read a row order, checked against the digest in the record.
 
     Raises:
-        RecordError: the file is damaged.
+        RecordError: the file is damaged or another one.
     """
     try:
         with safe_open(path, "pt") as file:
-            return BatchOrder(tuple(json.loads(file.metadata()["ids"])), file.get_tensor("positions"))
+            order = BatchOrder(tuple(json.loads(file.metadata()["ids"])), file.get_tensor("positions"))
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise RecordError(f"row order {path} is damaged: {error}; restore it from a copy") from error
+    if order.digest != digest:
+        raise RecordError(f"row order {path} is not the one in the training record (sha256 differs); restore it")
+    return order

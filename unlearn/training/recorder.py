@@ -28,14 +28,15 @@ class Recorder:
         model: the model in training.
         optimizer: ``torch.optim.SGD`` (no dampening, no Nesterov) or ``torch.optim.Adam``, one parameter group.
         folder: where snapshots, row order and trajectory go.
-        snapshots: numbers of steps after which to take a snapshot, or one number: every so many steps. The last
-            step is always taken.
+        snapshots: numbers of steps after which to take a snapshot (0: before the first), or one number: before the
+            first and then every so many steps. The last step is always taken.
         task: name of the task.
         seed: noted in the record.
         data_fingerprint: noted in the record.
 
     Raises:
-        RecordError: an optimizer that the record can not describe.
+        RecordError: an optimizer that the record can not describe, or of other parameters than the model's.
+        InputError: a snapshot every 0 or fewer steps.
 
     >>> import tempfile
     >>> model = nn.Linear(2, 2)
@@ -58,7 +59,10 @@ class Recorder:
         seed: int | None = None,
         data_fingerprint: str | None = None,
     ) -> None:
-        self._kind = _describe(optimizer)
+        self._kind = describe(optimizer)
+        _check_parameters(model, optimizer)
+        if isinstance(snapshots, int) and snapshots < 1:
+            raise InputError(f"snapshots is {snapshots}; give 1 or more steps between two, or a list of steps")
         make_folder(Path(folder) / "snapshots")
         self._model, self._optimizer, self._folder = model, optimizer, Path(folder)
         self._when = snapshots
@@ -82,17 +86,24 @@ class Recorder:
 
         Raises:
             InputError: outputs without labels, or of another length than ids.
-            RecordError: the recorder is finished.
+            RecordError: the recorder is finished, or the optimizer's settings but the rate have changed.
         """
         if self._finished:
             raise RecordError("this recorder is finished; make a new one for a new training")
         if (outputs is None) != (labels is None):
             raise InputError("recorder.step got outputs without labels or labels without outputs; pass both or none")
+        if describe(self._optimizer) != self._kind:
+            raise RecordError(
+                f"the optimizer's settings changed from {self._kind} to {describe(self._optimizer)}; the record covers "
+                "a changing rate only (OneCycleLR: pass cycle_momentum=False)"
+            )
         self._rates.append(float(self._optimizer.param_groups[0]["lr"]))
         self._batches.append(tuple(str(row) for row in ids))
         if outputs is not None and labels is not None:
             if not len(outputs) == len(labels) == len(ids):
                 raise InputError(f"recorder.step got {len(ids)} ids, {len(outputs)} outputs, {len(labels)} labels")
+            if labels.is_floating_point():
+                raise InputError("recorder.step got labels that are no classes; margins need them, so pass ids alone")
             self._meter.add(self._batches[-1], outputs, labels)
             self._seen_outputs = True
         if self._due(len(self._rates)):
@@ -134,7 +145,18 @@ class Recorder:
         self._digests[step] = write_snapshot(snapshot_path(self._folder, step), snapshot)
 
 
-def _describe(optimizer: torch.optim.Optimizer) -> dict[str, object]:
+def _check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer of other parameters than the model's trainable ones: a replay would move those."""
+    trainable = {id(p) for p in model.parameters() if p.requires_grad}
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if trainable != moved:
+        raise RecordError(
+            f"the optimizer holds {len(moved & trainable)} of the model's {len(trainable)} trainable parameters and "
+            f"{len(moved - trainable)} others; give it all of them, and freeze the rest with requires_grad_(False)"
+        )
+
+
+def describe(optimizer: torch.optim.Optimizer) -> dict[str, object]:
     """Return the record's fields for this optimizer."""
     if len(optimizer.param_groups) != 1:
         raise RecordError(

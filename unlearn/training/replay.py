@@ -42,7 +42,8 @@ def replay(
         The trained copy, in eval mode, and the number of rows processed.
 
     Raises:
-        RecordError: the record has no row order, or rows of the data are not in it.
+        RecordError: the record has no row order, rows of the data are not in it, the start is not one of its steps,
+            or the snapshot is of another architecture.
     """
     if record.order is None:
         raise RecordError(
@@ -53,6 +54,8 @@ def replay(
         raise RecordError(
             f"{len(unknown)} rows were not in the recorded training, {min(unknown)!r} first; pass its rows"
         )
+    if not 0 <= start <= record.steps:
+        raise RecordError(f"the replay would start at step {start}; the recorded training has steps 0..{record.steps}")
     model = copy.deepcopy(model)
     optimizer = build_optimizer(
         model,
@@ -64,7 +67,7 @@ def replay(
         eps=record.eps,
     )
     if snapshot is not None:
-        Snapshot(dict(model.state_dict()), snapshot.optimizer).restore(model, optimizer)
+        snapshot.restore_optimizer(model, optimizer)
     processed = run_steps(
         model,
         optimizer,
@@ -73,6 +76,7 @@ def replay(
         record.rates().tolist(),
         task=get_task(record.task),
         start=start,
+        seed=record.seed or 0,
         description=description,
     )
     return model.eval(), processed

@@ -50,12 +50,23 @@ class Snapshot:
             model.load_state_dict(self.weights)
         except RuntimeError as error:
             raise RecordError(f"a snapshot does not fit the model: {' '.join(str(error).split())}") from error
-        if optimizer is None:
-            return
+        if optimizer is not None:
+            self.restore_optimizer(model, optimizer)
+
+    def restore_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Load the state into the optimizer of the model's parameters, in place; the weights stay.
+
+        Raises:
+            RecordError: the snapshot is of another architecture.
+        """
         optimizer.state.clear()
         parameters = dict(model.named_parameters())
         for key, value in self.optimizer.items():
             entry, _, name = key.partition("/")
+            if name not in parameters or (entry != "step" and value.shape != parameters[name].shape):
+                raise RecordError(
+                    f"a snapshot does not fit the model: it has {entry} of {tuple(value.shape)} for {name!r}"
+                )
             parameter = parameters[name]
             kept = value.clone() if entry == "step" else value.to(parameter.device, copy=True)
             optimizer.state[parameter][entry] = kept

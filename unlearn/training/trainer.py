@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unlearn.data import Rows
+from unlearn.data import Rows, draws
 from unlearn.errors import InputError
 from unlearn.progress import track
 from unlearn.tasks import Task, get_task
 from unlearn.training.order import EMPTY, BatchOrder
 from unlearn.training.record import TrainingRecord
-from unlearn.training.recorder import Recorder
+from unlearn.training.recorder import Recorder, describe
 from unlearn.training.settings import TrainSettings
 
 OnStep = Callable[[Sequence[str], Tensor, Tensor], None]
@@ -30,10 +30,14 @@ def run_steps(
     *,
     task: Task,
     start: int = 0,
+    seed: int = 0,
     on_step: OnStep | None = None,
     description: str = "training",
 ) -> int:
     """Run the steps of ``order`` from ``start`` on, in place; rows that are not in ``rows`` leave their places empty.
+
+    Random layers (dropout) draw by (seed, step), so that a replay from the middle draws the same; the global seeds are
+    left as found.
 
     Returns:
         The number of rows processed (each costs forward 1 and backward 2).
@@ -45,18 +49,20 @@ def run_steps(
     positions = order.on(rows)
     processed = 0
     model.train()
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False):
+    deterministic = torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False)
+    with deterministic, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for step in track(range(start, len(order)), description):
             batch = positions[step]
             batch = batch[batch != EMPTY]
             for group in optimizer.param_groups:
                 group["lr"] = rates[step]
             optimizer.zero_grad(set_to_none=False)
+            _seed_random_layers(device, draws.derived_seed(seed, "step", step))
             if len(batch):
                 inputs, labels = rows.batch(batch)
                 labels = labels.to(device)
                 outputs = model(inputs.to(device))
-                if step == start:
+                if not processed:
                     task.check(outputs, labels)
                 loss = task.loss(outputs, labels).mean()
                 if not torch.isfinite(loss):
@@ -70,6 +76,13 @@ def run_steps(
             if on_step is not None and len(batch):
                 on_step([rows.ids[i] for i in batch.tolist()], outputs, labels)
     return processed
+
+
+def _seed_random_layers(device: torch.device, seed: int) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def _zero_missing_gradients(optimizer: torch.optim.Optimizer) -> None:
@@ -97,7 +110,7 @@ def train(
         model: initial weights; not changed.
         data: rows.
         settings: optimizer, schedule, epochs, batch size.
-        seed: decides the row order, with the epoch's number.
+        seed: decides the row order, with the epoch's number, and the draws of random layers.
         task: name of the task or a task.
         folder: where snapshots, row order and trajectory go; nothing is written without it.
         snapshot_epochs: epochs after which a snapshot is taken (0: before the first step). The final weights are
@@ -107,6 +120,9 @@ def train(
     Returns:
         The trained copy, in eval mode, and its training record.
 
+    Raises:
+        InputError: a snapshot after an epoch that is not run, labels that do not fit, or a loss that is not finite.
+
     >>> rows = Rows.from_tensors(torch.eye(4), torch.tensor([0, 1, 0, 1]))
     >>> start = nn.Linear(4, 2)
     >>> model, record = train(start, rows, TrainSettings(epochs=2, batch_size=2))
@@ -114,20 +130,19 @@ def train(
     4
     """
     the_task = get_task(task)
+    outside = [epoch for epoch in snapshot_epochs if not 0 <= epoch <= settings.epochs]
+    if outside:
+        raise InputError(f"a snapshot is asked for after epoch {outside[0]}; the training has {settings.epochs} epochs")
     model = copy.deepcopy(model)
     order = BatchOrder.shuffled(data.ids, epochs=settings.epochs, batch_size=settings.batch_size, seed=seed)
     rates = settings.rates(len(data))
     optimizer = settings.build_optimizer(model)
     if folder is None:
-        run_steps(model, optimizer, data, order, rates, task=the_task, description=description)
+        run_steps(model, optimizer, data, order, rates, task=the_task, seed=seed, description=description)
         record = TrainingRecord(
-            optimizer=settings.optimizer,
+            **describe(optimizer),  # type: ignore[arg-type]
             lr=tuple(rates),
             steps=len(rates),
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            betas=settings.betas,
-            eps=settings.eps,
             task=the_task.name,
             seed=seed,
             data_fingerprint=data.fingerprint,
@@ -148,5 +163,5 @@ def train(
     def note(ids: Sequence[str], outputs: Tensor, labels: Tensor) -> None:
         recorder.step(ids, *((outputs, labels) if classes else (None, None)))
 
-    run_steps(model, optimizer, data, order, rates, task=the_task, on_step=note, description=description)
+    run_steps(model, optimizer, data, order, rates, task=the_task, seed=seed, on_step=note, description=description)
     return model.eval(), recorder.finish()

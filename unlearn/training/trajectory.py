@@ -84,9 +84,9 @@ class TrajectoryMeter:
             )
             self._count = torch.cat([self._count, self._count.new_zeros(new)])
         at = torch.tensor([self._place[row] for row in ids])
-        self._margin[at] += margins(values, labels.cpu())
-        self._logits[at] += values
-        self._count[at] += 1
+        self._margin.index_add_(0, at, margins(values, labels.cpu()))
+        self._logits.index_add_(0, at, values)
+        self._count.index_add_(0, at, torch.ones_like(at))
 
     def trajectory(self) -> Trajectory:
         """Return the means, rows sorted by id."""

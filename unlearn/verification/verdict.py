@@ -31,6 +31,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from unlearn.errors import InputError
 
@@ -41,8 +42,6 @@ EXIT_CODES = {"pass": 0, "fail": 1, "undecided": 3}
 FORMAT = 1
 
 _KEYS = ("group", "r", "lower", "upper", "rows", "references", "unedited_r", "unedited_lower", "unedited_upper")
-_Z95 = 1.6448536269514722
-_T95 = (6.313752, 2.919986, 2.353363, 2.131847, 2.015048)  # Student's t, 95 %, for 1 to 5 degrees of freedom
 _MOST_REFERENCES = 100  # no one trains more, so no more are suggested
 
 
@@ -72,12 +71,14 @@ class Verdict:
         table: a row for each group with the keys ``group``, ``r``, ``lower``, ``upper`` (one-sided 95 % bounds),
             ``rows``, ``references`` (their numbers), ``unedited_r``, ``unedited_lower``, ``unedited_upper``.
             What can not be measured is None.
+        measures: rows of :func:`unlearn.verification.measure`, all models on all groups.
     """
 
     outcome: str
     reason: str
     tolerance: float
     table: list[dict[str, Any]]
+    measures: tuple[dict[str, Any], ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -92,6 +93,7 @@ class Verdict:
             "reason": self.reason,
             "tolerance": self.tolerance,
             "table": [dict(row) for row in self.table],
+            "measures": [dict(row) for row in self.measures],
         }
 
     def to_json(self) -> str:
@@ -114,7 +116,13 @@ class Verdict:
             raise InputError(f"verdict lacks {', '.join(missing)}; it was not written by this tool or is cut off")
         if data["outcome"] not in EXIT_CODES:
             raise InputError(f"verdict has outcome {data['outcome']!r}; known: {', '.join(EXIT_CODES)}")
-        return cls(data["outcome"], data["reason"], data["tolerance"], [dict(row) for row in data["table"]])
+        return cls(
+            data["outcome"],
+            data["reason"],
+            data["tolerance"],
+            [dict(row) for row in data["table"]],
+            tuple(data.get("measures", ())),
+        )
 
     def __str__(self) -> str:
         lines = textwrap.wrap(f"{self.outcome}: {self.reason}", 80)
@@ -311,12 +319,7 @@ def _key(seed: int, name: str) -> list[int]:
 
 
 def _t95(freedom: int) -> float:
-    if freedom <= len(_T95):
-        return _T95[freedom - 1]
-    z = _Z95  # Abramowitz & Stegun 26.7.5
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
+    return float(stats.t.ppf(0.95, freedom))
 
 
 def _names(groups: Mapping[str, object]) -> str:

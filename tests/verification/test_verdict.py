@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from unlearn.errors import InputError
-from unlearn.verify.verdict import GroupPhi, Verdict, _Ratio, _t95, decide
+from unlearn.verification.verdict import GroupPhi, Verdict, _Ratio, _t95, decide
 
 NORMAL = np.random.default_rng(11).normal(size=(12, 400))
 AT_TOLERANCE = math.sqrt(2 * 1.5**2 - 1)  # distance from the references' mean, in standard deviations, for r = 1.5

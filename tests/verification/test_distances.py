@@ -6,7 +6,7 @@ import torch
 
 from unlearn import tasks
 from unlearn.errors import InputError
-from unlearn.verify.distances import Group, accuracy, agreement, change_cosine, kl, measure, phi_error
+from unlearn.verification.distances import Group, accuracy, agreement, change_cosine, kl, measure, phi_error
 
 DRAW = torch.Generator().manual_seed(3)
 A, B, C, D = (torch.randn(6, 4, generator=DRAW, dtype=torch.float64) for _ in range(4))

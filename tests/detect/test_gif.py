@@ -1,0 +1,230 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from detect_cases import CASES, gradients, model_of, rows_of
+
+from unlearn.curvature import fit_curvature
+from unlearn.data import Rows
+from unlearn.detect import gif_scores
+from unlearn.errors import InputError, StaleCurvatureError
+from unlearn.tasks import get_task
+
+RATIOS = [0.1, 0.34, 0.7, 1.0]
+
+
+def dense_operator(block, damping):
+    """H_d of one layer, its groups on the diagonal; the damping is split as in arXiv 1503.05671, section 6.3."""
+    parts = []
+    for A, S in zip(block.input_factor, block.output_factor, strict=True):
+        pi = ((A.trace() / len(A)) / (S.trace() / len(S))).sqrt()
+        eye_A, eye_S = (torch.eye(len(x), dtype=x.dtype) for x in (A, S))
+        parts.append(torch.kron(S + math.sqrt(damping) / pi * eye_S, A + pi * math.sqrt(damping) * eye_A))
+    return torch.block_diag(*parts)
+
+
+def seen_at_units(model, curvature, rows):
+    """Mean over positions of what units give before the non-linearity and of the gradient there, by forward hooks."""
+    found = {}
+    for layer in curvature.layers:
+        kept = []
+
+        def keep(module, args, output, kept=kept):
+            output.retain_grad()
+            kept.append(output)
+            return output.clone()
+
+        handle = model.get_submodule(layer.name).register_forward_hook(keep)
+        inputs, labels = rows.batch(torch.arange(len(rows)))
+        get_task("classification").loss(model(inputs), labels).sum().backward()
+        handle.remove()
+        model.zero_grad()
+        output = kept[0]
+        for name, x in (("outputs", output.detach()), ("gradients", output.grad)):
+            by_position = x.flatten(2) if layer.kind == "Conv2d" else x.reshape(len(x), -1, x.shape[-1]).mT
+            found[layer.name, name] = by_position.mean(2)
+    return found
+
+
+def dense(model, rows, curvature, ratio, select, scope, damping, formula="gif"):
+    """One least-squares problem for each row and layer, with all coordinates."""
+    seen, values = seen_at_units(model, curvature, rows), np.zeros(len(rows))
+    for z, vector in enumerate(gradients(model, rows)):
+        for block in curvature.blocks.values():
+            layer = block.layer
+            groups, outputs, inputs = layer.shape
+            g = layer.block(vector).flatten()
+            H = dense_operator(block, damping)
+            mean = seen[layer.name, select]
+            mean = mean[z] if scope == "row" else mean.mean(0)
+            order = mean.abs().sort(descending=True, stable=True).indices  # dead ReLU units tie at 0
+            units = order[: math.ceil(ratio * groups * outputs - 1e-9)]
+            S = (units[:, None] * inputs + torch.arange(inputs)).flatten()
+            if formula == "gif":
+                x = torch.linalg.lstsq(H[:, S], g[:, None], driver="gelsd").solution[:, 0]
+            elif formula == "frozen":
+                x = torch.linalg.solve(H[S][:, S], g[S])
+            else:
+                x = torch.linalg.solve(H, g)[S]
+            values[z] += float(g[S] @ x)
+    return values
+
+
+@pytest.mark.parametrize("scope", ["row", "data"])
+@pytest.mark.parametrize("select", ["outputs", "gradients"])
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("case", CASES)
+def test_equals_dense_least_squares(case, ratio, select, scope):
+    # rejects S chosen in each group apart, means of absolute values, unsquared Q, and undamped factors
+    model, rows = model_of(case), rows_of(6)
+    curvature = fit_curvature(model, rows, kind="kfac")
+    scores = gif_scores(
+        model, rows, curvature=curvature, ratio=ratio, select=select, scope=scope, damping=0.03, weight_decay=0.02
+    )
+    expected = dense(model, rows, curvature, ratio, select, scope, 0.05)
+    np.testing.assert_allclose(scores.values, expected, rtol=1e-8, atol=1e-10)
+    assert scores.method == "gif"
+
+
+def test_is_none_of_its_neighbours():
+    # frozen H[S, S]^-1 g_S and projected (H^-1 g)_S are other numbers on the same operator
+    model, rows = model_of("mlp"), rows_of(6)
+    curvature = fit_curvature(model, rows)
+    values = gif_scores(model, rows, curvature=curvature, ratio=0.34, damping=0.05).values
+    for formula in ("frozen", "projected"):
+        other = dense(model, rows, curvature, 0.34, "outputs", "row", 0.05, formula)
+        assert np.abs(values / other - 1).min() > 0.01
+    np.testing.assert_allclose(values, dense(model, rows, curvature, 0.34, "outputs", "row", 0.05), rtol=1e-8)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_units_give_the_full_form(case):
+    # S = everything: pinv(H_d) is the inverse, and g^T H_d^-1 g is positive
+    model, rows = model_of(case), rows_of(6)
+    curvature = fit_curvature(model, rows)
+    scores = gif_scores(model, rows, curvature=curvature, ratio=1.0, damping=0.05)
+    full = np.zeros(6)
+    for z, vector in enumerate(gradients(model, rows)):
+        for block in curvature.blocks.values():
+            g = block.layer.block(vector).flatten()
+            full[z] += float(g @ torch.linalg.solve(dense_operator(block, 0.05), g))
+    np.testing.assert_allclose(scores.values, full, rtol=1e-9)
+    assert (scores.values > 0).all()
+    assert scores.options["negative_share"] == 0
+
+
+def test_the_budget_is_rounded_up():
+    # 7 hidden units: 0.01 -> 1, 1/7 -> 1, just above -> 2; 0.07 of 100 is 7, although 0.07 * 100 > 7 in floats
+    from unlearn.detect.gif import _largest
+
+    draw = torch.Generator().manual_seed(0)
+    values = torch.randn(3, 7, generator=draw)
+    assert [_largest(values, ratio).shape[1] for ratio in (0.01, 1 / 7, 1 / 7 + 0.01, 0.99, 1.0)] == [1, 1, 2, 7, 7]
+    assert _largest(torch.randn(1, 100, generator=draw), 0.07).shape[1] == 7
+    assert _largest(torch.tensor([[1.0, -3.0, 2.0, 3.0]]), 0.5).tolist() == [[1, 3]]
+    assert _largest(torch.zeros(1, 4), 0.5).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("scope", ["row", "data"])
+@pytest.mark.parametrize("case", ["mlp", "cnn", "grouped"])
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_batch_size_changes_nothing(case, scope, batch_size):
+    # units chosen by the mean of a batch would be other units for each batch size
+    model, rows = model_of(case), rows_of()
+    curvature = fit_curvature(model, rows)
+    whole, parts = (
+        gif_scores(model, rows, curvature=curvature, ratio=0.3, scope=scope, batch_size=size)
+        for size in (11, batch_size)
+    )
+    np.testing.assert_allclose(parts.values, whole.values, rtol=1e-9, atol=1e-12)
+
+
+def test_small_chunks_change_nothing(monkeypatch):
+    model, rows = model_of("mlp"), rows_of()
+    curvature = fit_curvature(model, rows)
+    whole = gif_scores(model, rows, curvature=curvature, ratio=0.3)
+    monkeypatch.setattr("unlearn.detect.gif._CHUNK_BYTES", 1)
+    np.testing.assert_allclose(gif_scores(model, rows, curvature=curvature, ratio=0.3).values, whole.values, rtol=1e-10)
+
+
+def test_negative_scores_are_counted():
+    # the score is signed: an absolute value or a square would hide it
+    for seed in range(20):
+        model, rows = model_of("mlp", seed=seed), rows_of(40)
+        scores = gif_scores(model, rows, ratio=0.2, damping=1e-4)
+        share = (scores.values < 0).mean()
+        assert scores.options["negative_share"] == share
+        if share > 0:
+            return
+    pytest.fail("no negative score in 20 models")
+
+
+def test_options_are_reported():
+    model, rows = model_of("mlp"), rows_of()
+    curvature = fit_curvature(model, rows)
+    options = gif_scores(model, rows, curvature=curvature, select="gradients", weight_decay=0.1).options
+    assert {name: options[name] for name in ("ratio", "select", "scope", "kind", "weight_decay")} == {
+        "ratio": 0.05,
+        "select": "gradients",
+        "scope": "row",
+        "kind": "ekfac",
+        "weight_decay": 0.1,
+    }
+    assert options["damping"] == pytest.approx(0.1 * curvature.mean_eigenvalue)
+    assert options["damping_share"] == pytest.approx(0.1)
+
+
+def test_kfac_and_ekfac_curvature_give_the_same_scores():
+    # the closed form has K-FAC factors only: EK-FAC eigenvalues must not leak in
+    model, rows = model_of("mlp"), rows_of()
+    kfac, ekfac = (
+        gif_scores(model, rows, curvature=fit_curvature(model, rows, kind=kind), damping=0.1)
+        for kind in ("kfac", "ekfac")
+    )
+    np.testing.assert_allclose(kfac.values, ekfac.values, rtol=1e-12)
+
+
+def test_float32_is_near_float64():
+    wide, narrow = model_of("cnn"), model_of("cnn", torch.float32)
+    wide.load_state_dict(narrow.state_dict())
+    expected = gif_scores(wide, rows_of(), ratio=0.4, damping=0.05).values
+    found = gif_scores(narrow, rows_of(dtype=torch.float32), ratio=0.4, damping=0.05).values
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_unit_that_never_acts_is_no_matter():
+    # a dead layer has factors of 0: its part is 0, and pi is not 0 / 0
+    model, rows = model_of("mlp"), rows_of()
+    with torch.no_grad():
+        model[4].weight.zero_()
+    scores = gif_scores(model, rows, ratio=0.3, damping=0.1)
+    assert np.isfinite(scores.values).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratio": 0.0}, "ratio is 0.0"),
+        ({"ratio": 1.01}, "ratio is 1.01"),
+        ({"ratio": float("nan")}, "ratio is nan"),
+        ({"select": "output"}, "did you mean 'outputs'"),
+        ({"scope": "rows"}, "did you mean 'row'"),
+        ({"damping": -1.0}, "damping is -1.0"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(InputError, match=message):
+        gif_scores(model_of("mlp"), rows_of(), **options)
+
+
+def test_refusals():
+    model, rows = model_of("mlp"), rows_of()
+    with pytest.raises(InputError, match="fit kind='ekfac' or 'kfac'"):
+        gif_scores(model, rows, curvature=fit_curvature(model, rows, kind="diagonal"))
+    curvature = fit_curvature(model, rows)
+    with pytest.raises(StaleCurvatureError, match="belongs to weights"):
+        gif_scores(model_of("mlp", seed=4), rows, curvature=curvature)
+    more = Rows.from_tensors(rows.batch(torch.arange(11))[0], rows.labels + 1)
+    with pytest.raises(InputError, match="label 3 is outside the model's 3 classes"):
+        gif_scores(model, more, curvature=curvature)

@@ -1,0 +1,68 @@
+"""The root command and its exit codes."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import click
+
+from unlearn.cli.checkpoint import checkpoint
+from unlearn.cli.detect import detect
+from unlearn.cli.recipe import recipe
+from unlearn.cli.repair import repair
+from unlearn.cli.train import train
+from unlearn.cli.verify import verify
+from unlearn.errors import UnlearnError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.version_option(package_name="unlearn")
+def cli() -> None:
+    """Find wrong training rows, edit them out of a trained model, verify the edit.
+
+    \b
+    The main job in one line:
+        unlearn recipe run mnist5k-relabel
+    and the same, stage by stage:
+        unlearn train mnist5k-relabel --out runs/digits
+        unlearn detect runs/digits
+        unlearn repair apply runs/digits runs/digits/decisions.csv
+        unlearn verify runs/digits
+
+    Exit codes: 0 done, 1 a check said no, 2 bad input, 3 undecided, 4 internal
+    error, 130 interrupted.
+    """
+
+
+for command in (recipe, train, detect, repair, verify, checkpoint):
+    cli.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    try:
+        result = cli.main(args=arguments, prog_name="unlearn", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        code = 130
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        code = 130
+    except UnlearnError as error:
+        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        code = 2
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        click.echo("internal error: please report the lines above", err=True)
+        code = 4
+    sys.exit(code)

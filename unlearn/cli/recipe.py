@@ -1,0 +1,118 @@
+"""``unlearn recipe``: list, show and run recipes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from unlearn.cli.shared import cell, device_option, json_option, print_json, print_table, print_verdict
+
+
+@click.group()
+def recipe() -> None:
+    """List, show and run recipes."""
+
+
+@recipe.command("list")
+@json_option
+def list_recipes(as_json: bool) -> None:
+    """List the recipes that come with the package.
+
+    \b
+    Example: unlearn recipe list
+    """
+    from unlearn.recipe import load_recipe, shipped_recipes
+
+    found = {name: load_recipe(name).description for name in shipped_recipes()}
+    if as_json:
+        print_json(found)
+        return
+    for name, description in found.items():
+        click.echo(f"{name:22}{description}")
+
+
+@recipe.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Print a recipe; save it, change it, and run your own.
+
+    \b
+    Example: unlearn recipe show mnist5k-relabel > mine.toml
+             unlearn recipe run mine.toml --out runs/mine
+    """
+    from unlearn.recipe import load_recipe
+
+    click.echo(load_recipe(name).text, nl=False)
+
+
+@recipe.command()
+@click.argument("name")
+@click.option("--out", type=click.Path(), help="Run folder; runs/NAME if not given.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped; finished stages are skipped.")
+@click.option("--strict", is_flag=True, help="Exit with 1 for a fail and 3 for undecided.")
+@device_option
+@json_option
+def run(name: str, out: str | None, resume: bool, strict: bool, device: str | None, as_json: bool) -> None:
+    """Train, detect, repair, verify, report: all stages of a recipe.
+
+    \b
+    Example: unlearn recipe run mnist5k-relabel
+             unlearn recipe run mine.toml --out runs/mine --resume
+    """
+    from unlearn.recipe import load_recipe
+
+    chosen = load_recipe(name)
+    from unlearn.pipeline import Run, run_stages
+
+    the_run = Run.create(out or f"runs/{chosen.name}", chosen, resume=resume, device=device)
+
+    def tell(stage: str, seconds: float | None) -> None:
+        if not as_json:
+            click.echo(f"{stage:8}{'finished before' if seconds is None else f'{seconds:6.1f} s'}", err=True)
+
+    run_stages(the_run, tell=tell)
+    report = json.loads((the_run.folder / "report.json").read_text())
+    if as_json:
+        print_json(report)
+    else:
+        _print_report(report)
+        click.echo(f"report: {the_run.folder / 'report.html'}")
+    outcome = (report["verdict"] or {}).get("outcome")
+    if strict and outcome != "pass":
+        click.get_current_context().exit(1 if outcome == "fail" else 3)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    """Print what was found, what was done and the verdict."""
+    data, found, edit = (_section(report, name) for name in ("data", "detection", "edit"))
+    quality = found.get("quality")
+    click.echo(f"\n{data['rows']} training rows; {found['cutoff']['count']} found suspicious by {found['method']}.")
+    if quality:
+        click.echo(
+            f"Known here: {quality['mislabelled']:.0f} are mislabelled; precision {cell(quality['precision'])}, recall "
+            f"{cell(quality['recall'])}, right labels suggested {cell(quality['suggestions_right'])}."
+        )
+    keys = ("method", "auroc", "average_precision", "cost_epochs")
+    print_table(
+        "detectors (cost in training epochs)",
+        ["score", "AUROC", "average precision", "cost"],
+        [[row.get(key) for key in keys] for row in found["scores"]],
+    )
+    if not edit:
+        click.echo("No row was acted on, so there is nothing to repair or verify.")
+        return
+    cost = edit["cost"]
+    click.echo(
+        f"{edit['action']} of {edit['rows']} rows by {edit['method']}: cost {cost['total']:.2f} training epochs "
+        f"(factors {cost['factors']:.2f},\nsolve {cost['solve']:.2f}, replay {cost['replay']:.2f}).\n"
+    )
+    for note in edit["notes"]:
+        click.echo(f"note: {note}")
+    verification, verdict = _section(report, "verification"), _section(report, "verdict")
+    print_verdict({**verdict, "measures": verification["table"]})
+
+
+def _section(report: dict[str, Any], name: str) -> dict[str, Any]:
+    return report[name] or {}

@@ -1,0 +1,128 @@
+"""``unlearn repair``: remove, relabel, apply."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unlearn.cli.shared import device_option, json_option, print_json, run_argument
+
+if TYPE_CHECKING:
+    from unlearn.repair import Changes
+
+
+@click.group()
+def repair() -> None:
+    """Edit the weights as if rows had been left out, or labelled otherwise.
+
+    The edit goes to edited.safetensors in the run folder; the original stays.
+    """
+
+
+def _options(command: Any) -> Any:
+    for option in (
+        json_option,
+        device_option,
+        click.option("--replace", is_flag=True, help="Replace an edit that is there, with its verdict and report."),
+        click.option("--allow-empty-class", is_flag=True, help="Let all rows of a class go."),
+        click.option("--damping", type=float, help="Damping; from the training record if not given."),
+        click.option("--budget", type=float, help="Training epochs to replay; the recipe's if not given."),
+    ):
+        command = option(command)
+    return command
+
+
+@repair.command()
+@run_argument
+@click.argument("ids", nargs=-1, required=True)
+@_options
+def remove(run_folder: str, ids: tuple[str, ...], **options: Any) -> None:
+    """Edit the weights as if these rows had been left out.
+
+    \b
+    Example: unlearn repair remove runs/digits mnist5k-0123 mnist5k-0456
+    """
+    from unlearn.repair import Changes
+
+    _repair(run_folder, Changes(removed=ids), **options)
+
+
+@repair.command()
+@run_argument
+@click.argument("labels", nargs=-1, required=True, metavar="ID=LABEL...")
+@_options
+def relabel(run_folder: str, labels: tuple[str, ...], **options: Any) -> None:
+    """Edit the weights as if these rows had carried other labels.
+
+    \b
+    Example: unlearn repair relabel runs/digits mnist5k-0123=7
+    """
+    from unlearn.errors import InputError
+    from unlearn.repair import Changes
+
+    chosen: dict[str, int] = {}
+    for word in labels:
+        row, _, label = word.rpartition("=")
+        if not row or not label.lstrip("-").isdigit():
+            raise InputError(f"{word!r} is not ID=LABEL with a whole number as label, such as mnist5k-0123=7")
+        if row in chosen:
+            raise InputError(f"row {row!r} is named twice; give it one label")
+        chosen[row] = int(label)
+    _repair(run_folder, Changes(relabelled=chosen), **options)
+
+
+@repair.command()
+@run_argument
+@click.argument("decisions", type=click.Path())
+@_options
+def apply(run_folder: str, decisions: str, **options: Any) -> None:
+    """Edit the weights by a decisions file (columns id, action, label).
+
+    \b
+    Example: unlearn repair apply runs/digits runs/digits/decisions.csv
+    """
+    from unlearn.repair import Changes
+
+    _repair(run_folder, Changes.load(decisions), **options)
+
+
+def _repair(
+    run_folder: str,
+    changes: Changes,
+    *,
+    budget: float | None,
+    damping: float | None,
+    allow_empty_class: bool,
+    replace: bool,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    from unlearn.errors import FolderError
+    from unlearn.pipeline import Run, write_edit
+    from unlearn.repair import apply_changes
+
+    run = Run.open(run_folder, device=device)
+    if (run.folder / "edited.safetensors").exists() and not replace:
+        raise FolderError(f"{run.folder} holds an edit already; pass --replace to replace it")
+    model, record = run.original
+    edit = apply_changes(
+        model,
+        run.data,
+        changes,
+        record=record,
+        budget=run.recipe.repair.budget if budget is None else budget,
+        damping="horizon" if damping is None else damping,
+        allow_empty_class=allow_empty_class,
+    )
+    write_edit(run, edit)
+    if as_json:
+        print_json({"checkpoint": str(run.folder / "edited.safetensors"), **edit.to_dict()})
+        return
+    click.echo(f"{edit.changes.action} of {len(edit.changes.ids)} rows by {edit.method}")
+    click.echo(f"cost: {edit.cost.total:.2f} training epochs (replay {edit.cost.replay:.2f})")
+    for name, before in edit.before.items():
+        click.echo(f"{name.replace('_', ' '):15}{before:8.3f} -> {edit.after[name]:.3f}")
+    for note in edit.notes:
+        click.echo(f"note: {note}")
+    click.echo(f"checkpoint: {run.folder / 'edited.safetensors'}")

@@ -1,0 +1,159 @@
+"""The curvature of one layer: an eigenbasis and the eigenvalues in it.
+
+A block is U diag(Lambda) U^T with U = U_S (x) U_A: vec(V) of a matrix V (o, i) is rotated to U_S^T V U_A. K-FAC
+(arXiv 1503.05671, section 4.2) has Lambda = lambda_S lambda_A^T; EK-FAC (arXiv 1806.03884, eq. 10) has the mean square
+of rotated gradients; a diagonal has U = 1.
+
+Axes: g group, b sample, t position, i inputs, o outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unlearn.curvature.layers import Layer
+
+_CHUNK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Orthonormal bases of a layer's inputs and outputs, as columns; None stands for the unit vectors.
+
+    Attributes:
+        inputs: U_A, shape (g, i, i).
+        outputs: U_S, shape (g, o, o).
+    """
+
+    inputs: Tensor | None = None
+    outputs: Tensor | None = None
+
+    def rotate(self, block: Tensor) -> Tensor:
+        """Return U_S^T V U_A of a block (g, o, i)."""
+        return _times(_times(block, self.inputs).mT, self.outputs).mT
+
+    def rotate_back(self, block: Tensor) -> Tensor:
+        """Return U_S V U_A^T, the inverse of :meth:`rotate`."""
+        inverse = Basis(*(None if basis is None else basis.mT for basis in (self.inputs, self.outputs)))
+        return inverse.rotate(block)
+
+    def squares(self, a: Tensor, columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return squared rotated inputs (g, b, i) and output gradients (g, b, o) of samples with one position.
+
+        The square of a rotated gradient is their outer product, so no (b, o, i) tensor is needed, and columns add up.
+        """
+        a2 = _times(a.squeeze(2), self.inputs).square()
+        d2 = _times(columns[0].squeeze(2), self.outputs).square()
+        for d in columns[1:]:
+            d2 += _times(d.squeeze(2), self.outputs).square()
+        return a2, d2
+
+    def gradients(self, a: Tensor, d: Tensor) -> Iterator[Tensor]:
+        """Yield rotated gradients (g, b, o, i), a few samples at a time.
+
+        Each basis is applied where it meets fewer rows: before the sum over positions, or after it.
+        """
+        g, b, t, i = a.shape
+        o = d.shape[3]
+        early_inputs, early_outputs = t <= o, t <= i
+        sample = g * (o * i + t * (o + i)) * a.element_size()
+        step = max(1, _CHUNK_BYTES // sample)
+        for start in range(0, b, step):
+            samples = slice(start, start + step)
+            x, y = a[:, samples], d[:, samples]
+            if early_inputs:
+                x = _times(x, self.inputs)
+            if early_outputs:
+                y = _times(y, self.outputs)
+            block = y.mT @ x
+            if not early_inputs:
+                block = _times(block, self.inputs)
+            if not early_outputs:
+                block = _times(block.mT, self.outputs).mT
+            yield block
+
+
+def _times(x: Tensor, basis: Tensor | None) -> Tensor:
+    """Rows of ``x`` (g, ..., k) times a basis (g, k, k), as one product for each group."""
+    if basis is None:
+        return x
+    return (x.flatten(1, -2) @ basis).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class Block:
+    """The curvature of one layer.
+
+    Attributes:
+        layer: names and shape.
+        basis: the eigenbasis.
+        eigenvalues: Lambda, shape (g, o, i), none negative.
+        input_eigenvalues: lambda_A of the K-FAC factor A, shape (g, i); None for a diagonal.
+        output_eigenvalues: lambda_S of the K-FAC factor S, shape (g, o); None for a diagonal.
+        clamped: how many eigenvalues of A and S came out negative and were set to 0.
+    """
+
+    layer: Layer
+    basis: Basis
+    eigenvalues: Tensor
+    input_eigenvalues: Tensor | None = None
+    output_eigenvalues: Tensor | None = None
+    clamped: int = 0
+
+    @property
+    def input_basis(self) -> Tensor | None:
+        """U_A, shape (g, i, i); None for a diagonal."""
+        return self.basis.inputs
+
+    @property
+    def output_basis(self) -> Tensor | None:
+        """U_S, shape (g, o, o); None for a diagonal."""
+        return self.basis.outputs
+
+    @property
+    def input_factor(self) -> Tensor | None:
+        """A = U_A diag(lambda_A) U_A^T, shape (g, i, i); None for a diagonal."""
+        return _factor(self.basis.inputs, self.input_eigenvalues)
+
+    @property
+    def output_factor(self) -> Tensor | None:
+        """S = U_S diag(lambda_S) U_S^T, shape (g, o, o); None for a diagonal."""
+        return _factor(self.basis.outputs, self.output_eigenvalues)
+
+    def matvec(self, block: Tensor) -> Tensor:
+        """Return the curvature times a block (g, o, i)."""
+        return self.basis.rotate_back(self.basis.rotate(block) * self.eigenvalues)
+
+    def solve(self, block: Tensor, damping: float) -> Tensor:
+        """Return (curvature + damping)^-1 times a block (g, o, i)."""
+        return self.basis.rotate_back(self.basis.rotate(block) / (self.eigenvalues + damping))
+
+    def quadratic(self, a: Tensor, d: Tensor, damping: float) -> Tensor:
+        """Return v^T (curvature + damping)^-1 v of each sample's gradient v.
+
+        Args:
+            a: inputs, shape (g, b, t, i).
+            d: output gradients, shape (g, b, t, o).
+            damping: added to every eigenvalue.
+
+        Returns:
+            Shape (b,). With one position it takes three matrix products; else gradients are formed for a few samples
+            at a time.
+        """
+        inverse = 1 / (self.eigenvalues + damping)
+        a, d = a.to(inverse.dtype), d.to(inverse.dtype)
+        if a.shape[2] == 1:
+            a2, d2 = self.basis.squares(a, [d])
+            return (d2 @ inverse * a2).sum((0, 2))
+        parts = [(block.square_() * inverse[:, None]).sum((0, 2, 3)) for block in self.basis.gradients(a, d)]
+        return torch.cat(parts)
+
+
+def _factor(basis: Tensor | None, eigenvalues: Tensor | None) -> Tensor | None:
+    if basis is None or eigenvalues is None:
+        return None
+    return basis * eigenvalues[:, None] @ basis.mT

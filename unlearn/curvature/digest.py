@@ -1,0 +1,26 @@
+"""Which weights a result belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return the sha256 of names, types, shapes and bytes of the model's state, as hex.
+
+    >>> model = nn.Linear(2, 1)
+    >>> before = weights_digest(model)
+    >>> _ = model.weight.data.add_(1)
+    >>> weights_digest(model) == before
+    False
+    """
+    total = hashlib.sha256(b"unlearn-weights-1")
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, Tensor):
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            total.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+            total.update(flat.view(torch.uint8).numpy().data)
+    return total.hexdigest()

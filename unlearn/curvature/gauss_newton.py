@@ -1,0 +1,166 @@
+"""Exact products with the Gauss-Newton matrix, and exact loss gradients, streamed over rows.
+
+G = (1/n) sum_b J_b^T H_b J_b with J_b the Jacobian of row b's outputs and H_b the Hessian of its loss in outputs, the
+output Fisher (arXiv 1412.1193, section 6): one Jacobian-vector and one vector-Jacobian product for each batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp
+
+from unlearn.curvature.vectors import Vector, add_scaled, zeros_like
+from unlearn.data import DEFAULT_BATCH, Rows, as_rows
+from unlearn.errors import InputError, did_you_mean, some
+from unlearn.modes import evaluation
+from unlearn.tasks import Task, get_task
+
+ROW_PRODUCT_COST = 4
+
+
+class GaussNewton:
+    """The Gauss-Newton matrix of the mean loss over rows, at the weights the model had when this was made.
+
+    Attributes:
+        parameters: names of the parameters it acts on.
+        cost: what its products cost so far: 4 for each row of each product (forward 1; JVP 2 and VJP 2 share it).
+    """
+
+    def __init__(
+        self, model: nn.Module, rows: Rows, task: Task, parameters: Iterable[str] | None, batch_size: int
+    ) -> None:
+        self._model = model
+        self._rows = rows
+        self._task = task
+        self._batch_size = batch_size
+        self._state = {name: value.detach().clone() for name, value in _state(model)}
+        self.parameters = _names(model, parameters)
+        self.cost = 0
+
+    def matvec(self, vector: Vector) -> Vector:
+        """Return G v.
+
+        Raises:
+            InputError: keys or shapes of the vector are not those of the parameters.
+        """
+        weights = {name: self._state[name] for name in self.parameters}
+        _check_vector(vector, weights)
+        fixed = {name: value for name, value in self._state.items() if name not in weights}
+        tangent = {name: vector[name].to(weights[name].dtype) for name in weights}
+        total = zeros_like(weights)
+        for inputs, _ in _batches(self._model, self._rows, self._batch_size):
+
+            def outputs(chosen: Vector, inputs: Tensor = inputs) -> Tensor:
+                return functional_call(self._model, {**fixed, **chosen}, (inputs,))  # type: ignore[no-any-return]
+
+            def push(chosen: Vector, outputs: Any = outputs) -> tuple[Tensor, Tensor]:
+                return jvp(outputs, (chosen,), (tangent,))  # type: ignore[return-value]
+
+            values, pull, tangents = vjp(push, weights, has_aux=True)  # type: ignore[misc]
+            (product,) = pull(self._task.fisher_product(values, tangents))
+            total = add_scaled(total, 1.0, product)
+        self.cost += ROW_PRODUCT_COST * len(self._rows)
+        return {name: total[name] / len(self._rows) for name in vector}
+
+
+def gauss_newton(
+    model: nn.Module,
+    data: Any,
+    *,
+    task: str | Task = "classification",
+    parameters: Iterable[str] | None = None,
+    batch_size: int = DEFAULT_BATCH,
+) -> GaussNewton:
+    """Return the exact Gauss-Newton operator of the mean loss over the rows.
+
+    Args:
+        model: any module; left as found, run in evaluation mode.
+        data: the rows; labels are not used. See :func:`unlearn.data.as_rows`.
+        task: ``classification``, ``regression`` or a :class:`unlearn.tasks.Task`.
+        parameters: names of the parameters it acts on; by default all that are trained.
+        batch_size: rows at a time.
+
+    Raises:
+        InputError: an unknown parameter name.
+
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    >>> G = gauss_newton(model, (x, torch.zeros(2)), task="regression")
+    >>> G.matvec({"weight": torch.tensor([[1.0, 1.0]])})["weight"]  # x^T x / 2
+    tensor([[0.5000, 2.0000]])
+    """
+    return GaussNewton(model, as_rows(data), get_task(task), parameters, batch_size)
+
+
+def loss_gradient(
+    model: nn.Module,
+    data: Any,
+    *,
+    task: str | Task = "classification",
+    parameters: Iterable[str] | None = None,
+    batch_size: int = DEFAULT_BATCH,
+) -> Vector:
+    """Return the gradient of the *sum* of the rows' losses; the parameters' own ``.grad`` is left as found.
+
+    Args:
+        model: any module; run in evaluation mode.
+        data: the rows. See :func:`unlearn.data.as_rows`.
+        task: ``classification``, ``regression`` or a :class:`unlearn.tasks.Task`.
+        parameters: names of the parameters; by default all that are trained.
+        batch_size: rows at a time.
+
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> _ = nn.init.ones_(model.weight)
+    >>> loss_gradient(model, (torch.tensor([[1.0], [2.0]]), torch.zeros(2)), task="regression")
+    {'weight': tensor([[5.]])}
+    """
+    rows, loss = as_rows(data), get_task(task)
+    names = _names(model, parameters)
+    state = dict(_state(model))
+    weights = {name: state[name].detach().requires_grad_() for name in names}
+    total = zeros_like({name: state[name].detach() for name in names})
+    for inputs, labels in _batches(model, rows, batch_size):
+        with torch.enable_grad():
+            outputs = functional_call(model, weights, (inputs,))
+            loss.check(outputs.detach(), labels)
+            value = loss.loss(outputs, labels).sum()
+        found = torch.autograd.grad(value, list(weights.values()), materialize_grads=True)
+        total = add_scaled(total, 1.0, dict(zip(names, found, strict=True)))
+    return total
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _names(model: nn.Module, parameters: Iterable[str] | None) -> list[str]:
+    known = dict(model.named_parameters())
+    if parameters is None:
+        return [name for name, parameter in known.items() if parameter.requires_grad]
+    names = list(parameters)
+    for name in names:
+        if name not in known:
+            raise InputError(f"the model has no parameter {name!r}; {did_you_mean(name, known)}")
+    return names
+
+
+def _check_vector(vector: Vector, weights: Vector) -> None:
+    wrong = sorted(vector.keys() ^ weights.keys())
+    if wrong:
+        raise InputError(f"vector and operator differ in the parameters {some(map(repr, wrong))}; give the same keys")
+    for name, weight in weights.items():
+        if vector[name].shape != weight.shape:
+            shapes = tuple(vector[name].shape), tuple(weight.shape)
+            raise InputError(f"{name!r} of the vector has shape {shapes[0]}; the parameter has shape {shapes[1]}")
+
+
+def _batches(model: nn.Module, rows: Rows, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    device = next(model.parameters()).device
+    with evaluation(model):
+        for _, inputs, labels in rows.batches(batch_size, device):
+            yield inputs, labels

@@ -1,0 +1,96 @@
+"""Fitting the blocks: K-FAC factors and their eigenbases, then the eigenvalues in a basis.
+
+    A = (1/n) sum_b sum_t a a^T,    S = (1/n) sum_b (1/T) sum_t sum_c d d^T      (arXiv 1602.01407, eq. 27 and 28)
+    Lambda = (1/n) sum_b sum_c (U_S^T G_bc U_A)^2,  G_bc = sum_t d a^T           (arXiv 1806.03884, eq. 10)
+
+Gradients are those of the summed loss, so the size of a batch changes nothing.
+
+Axes: g group, b sample, t position, i inputs, o outputs, c Fisher column.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unlearn.curvature.block import Basis
+from unlearn.curvature.fisher import FisherStream, without_noise
+from unlearn.errors import InputError
+
+_JITTER = (0.0, 1e-12, 1e-9, 1e-6)
+
+
+def kronecker_factors(stream: FisherStream) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return (A, S) of each layer, of shapes (g, i, i) and (g, o, o), in one pass."""
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    for layer, inputs, columns in stream:
+        g, o, i = layer.shape
+        if layer.name not in factors:
+            factors[layer.name] = inputs.new_zeros(g, i, i), inputs.new_zeros(g, o, o)
+        A, S = factors[layer.name]
+        a = inputs.flatten(1, 2)
+        A.baddbmm_(a.mT, a)
+        for column in columns:
+            d = column.flatten(1, 2)
+            S.baddbmm_(d.mT, d, alpha=1 / inputs.shape[2])
+    n = len(stream.rows)
+    return {name: (A / n, S / n) for name, (A, S) in factors.items()}
+
+
+def mean_squares(stream: FisherStream, bases: dict[str, Basis]) -> dict[str, Tensor]:
+    """Return Lambda of each layer in its basis, shape (g, o, i), in one pass."""
+    found: dict[str, Tensor] = {}
+    for layer, a, columns in stream:
+        basis = bases[layer.name]
+        total = found.setdefault(layer.name, a.new_zeros(layer.shape))
+        if a.shape[2] == 1:
+            a2, d2 = basis.squares(a, columns)
+            total.baddbmm_(without_noise(d2, 2).mT, without_noise(a2, 2))
+        else:
+            for d in columns:
+                for block in basis.gradients(a, d):
+                    total += block.square_().sum(1)
+    return {name: total / len(stream.rows) for name, total in found.items()}
+
+
+def eigenbasis(factor: Tensor, what: str) -> tuple[Tensor, Tensor, int]:
+    """Return eigenvalues (g, k), eigenvectors (g, k, k) and how many negative eigenvalues were set to 0.
+
+    Decomposed in float64, whatever the type of the factor; a decomposition that fails is tried again with a little
+    added to the diagonal.
+
+    Raises:
+        InputError: the factor is not finite, or no decomposition was found.
+
+    >>> values, vectors, clamped = eigenbasis(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), "A")
+    >>> values.tolist(), clamped
+    ([[1.0, 2.0]], 0)
+    """
+    if not torch.isfinite(factor).all():
+        raise InputError(f"{what} is not finite: activations or gradients overflow; pass dtype=torch.float64")
+    pairs = [_decompose(matrix, what) for matrix in factor.double()]
+    values, vectors = (torch.stack(parts) for parts in zip(*pairs, strict=True))
+    clamped = int((values < 0).sum())
+    return values.clamp_(min=0).to(factor.dtype), vectors.to(factor.dtype), clamped
+
+
+def _decompose(matrix: Tensor, what: str) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues and eigenvectors of one matrix (k, k); unit vectors that it maps to 0 are taken out first.
+
+    Dead inputs (a border pixel, a unit that never fires) are common, and the time goes with the cube of the size.
+    """
+    alive = matrix.diagonal() > 0
+    dead, live = (~alive).nonzero().squeeze(1), alive.nonzero().squeeze(1)
+    small = matrix[live][:, live]
+    shift = torch.eye(len(live), dtype=matrix.dtype, device=matrix.device) * matrix.diagonal().mean()
+    for jitter in _JITTER:
+        try:
+            found, basis = torch.linalg.eigh(small + jitter * shift)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            continue
+        values, vectors = matrix.new_zeros(len(matrix)), torch.zeros_like(matrix)
+        values[len(dead) :] = found - jitter * matrix.diagonal().mean()
+        vectors[dead, : len(dead)] = torch.eye(len(dead), dtype=matrix.dtype, device=matrix.device)
+        vectors[live, len(dead) :] = basis
+        return values, vectors
+    raise InputError(f"no eigendecomposition of {what} was found; skip the layer or pass dtype=torch.float64")

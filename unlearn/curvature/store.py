@@ -1,0 +1,213 @@
+"""Curvature on disk: ``factors.safetensors`` and ``manifest.json`` in a folder.
+
+The manifest says which weights, rows and options the factors belong to and holds the sha256 of the factors' file. It
+is written last, so a folder with a manifest that fits is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from unlearn.curvature.block import Basis, Block
+from unlearn.curvature.curvature import Curvature
+from unlearn.curvature.layers import Layer, find_layers, patterns_of
+from unlearn.errors import CheckpointError, FolderError, InputError, StaleCurvatureError, did_you_mean, some
+
+FORMAT = 1
+_FACTORS = "factors.safetensors"
+_MANIFEST = "manifest.json"
+
+
+def save_curvature(curvature: Curvature, folder: str | Path) -> None:
+    """Write the factors to a folder, which is made where it is missing.
+
+    Raises:
+        FolderError: the folder can not be written.
+    """
+    folder = Path(folder)
+    tensors = {
+        f"{name}:{part}": tensor.contiguous()
+        for name, block in curvature.blocks.items()
+        for part, tensor in _tensors(block).items()
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / _FACTORS, lambda part: save_file(tensors, part))
+        manifest = {
+            "format": FORMAT,
+            "weights_digest": curvature.weights_digest,
+            "data_fingerprint": curvature.data_fingerprint,
+            "options": curvature.options,
+            "rows": curvature.rows,
+            "uncovered": curvature.uncovered,
+            "layers": [asdict(block.layer) | {"clamped": block.clamped} for block in curvature.blocks.values()],
+            "factors_sha256": _sha256(folder / _FACTORS),
+        }
+        text = json.dumps(manifest, indent=1) + "\n"
+        _replace(folder / _MANIFEST, lambda part: part.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise FolderError(f"curvature can not be written to {folder}: {error}; give a folder that can be") from error
+
+
+def load_curvature(folder: str | Path, model: nn.Module, data: Any = None, **expected_options: Any) -> Curvature:
+    """Read factors that ``curvature.save`` wrote, and refuse those that do not belong here.
+
+    Args:
+        folder: the folder.
+        model: the model; its weights must be those the factors were fitted at.
+        data: the rows; where given, they must be those the factors were fitted on.
+        **expected_options: options of :func:`fit_curvature` that the factors must have been fitted with.
+
+    Raises:
+        StaleCurvatureError: weights, rows or options differ, or the format is another.
+        CheckpointError: the files are damaged or altered.
+        FolderError: there is no such folder, or it holds no curvature.
+
+    >>> import tempfile
+    >>> from unlearn.curvature.fit import fit_curvature
+    >>> model, data = nn.Linear(2, 2), (torch.eye(2), torch.tensor([0, 1]))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     fit_curvature(model, data).save(folder)
+    ...     load_curvature(folder, model, data, kind="ekfac").covered
+    ['weight', 'bias']
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    try:
+        layers, clamped = _layers(manifest["layers"])
+        curvature = Curvature(
+            blocks={},
+            uncovered=manifest["uncovered"],
+            rows=manifest["rows"],
+            weights_digest=manifest["weights_digest"],
+            data_fingerprint=manifest["data_fingerprint"],
+            options=manifest["options"],
+        )
+        digest = manifest["factors_sha256"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / _MANIFEST} is damaged ({error!r}); fit the curvature again") from error
+    _check_options(curvature.options, expected_options)
+    curvature.check(model, data)
+    if find_layers(model, curvature.options["skip"]) != (layers, curvature.uncovered):
+        raise StaleCurvatureError(
+            f"{folder} covers {some(layer.name for layer in layers)}, other than the layers this model trains; "
+            "fit the curvature again"
+        )
+    path = folder / _FACTORS
+    try:
+        if _sha256(path) != digest:
+            raise CheckpointError(f"{path} is not the file its manifest was written for; fit the curvature again")
+        tensors = load_file(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} can not be read: {error}; fit the curvature again") from error
+    for layer in layers:
+        device = model.get_parameter(layer.weight).device
+        found: dict[str, Tensor] = {}
+        for part, shape in _shapes(layer, curvature.kind).items():
+            tensor = tensors.pop(f"{layer.name}:{part}", None)
+            if tensor is None or tuple(tensor.shape) != shape:
+                raise CheckpointError(
+                    f"{path} has no {part} of shape {shape} for layer {layer.name!r}; fit the curvature again"
+                )
+            found[part] = tensor.to(device)
+        curvature.blocks[layer.name] = _block(layer, found, clamped[layer.name])
+    if tensors:
+        raise CheckpointError(f"{path} has tensors of no layer: {some(tensors)}; fit the curvature again")
+    return curvature
+
+
+def _tensors(block: Block) -> dict[str, Tensor]:
+    parts = {
+        "eigenvalues": block.eigenvalues,
+        "input_basis": block.input_basis,
+        "output_basis": block.output_basis,
+        "input_eigenvalues": block.input_eigenvalues,
+        "output_eigenvalues": block.output_eigenvalues,
+    }
+    return {name: tensor for name, tensor in parts.items() if tensor is not None}
+
+
+def _shapes(layer: Layer, kind: str) -> dict[str, tuple[int, ...]]:
+    g, o, i = layer.shape
+    if kind == "diagonal":
+        return {"eigenvalues": (g, o, i)}
+    return {
+        "eigenvalues": (g, o, i),
+        "input_basis": (g, i, i),
+        "output_basis": (g, o, o),
+        "input_eigenvalues": (g, i),
+        "output_eigenvalues": (g, o),
+    }
+
+
+def _block(layer: Layer, parts: dict[str, Tensor], clamped: int) -> Block:
+    return Block(
+        layer,
+        Basis(parts.get("input_basis"), parts.get("output_basis")),
+        parts["eigenvalues"],
+        parts.get("input_eigenvalues"),
+        parts.get("output_eigenvalues"),
+        clamped,
+    )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / _MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FolderError(f"{folder} holds no curvature that can be read ({error}); save one there first") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); fit the curvature again") from error
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if version != FORMAT:
+        raise StaleCurvatureError(f"{path} has format {version}, this version reads {FORMAT}; fit the curvature again")
+    return manifest  # type: ignore[no-any-return]
+
+
+def _layers(table: list[dict[str, Any]]) -> tuple[list[Layer], dict[str, int]]:
+    clamped = {row["name"]: int(row.pop("clamped")) for row in table}
+    layers = [
+        Layer(**row | {"weight_shape": tuple(row["weight_shape"]), "shape": tuple(row["shape"])}) for row in table
+    ]
+    return layers, clamped
+
+
+def _check_options(options: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name, value in expected.items():
+        if name not in options:
+            raise InputError(f"unknown option {name!r}; {did_you_mean(name, options)}")
+        if isinstance(value, torch.dtype):
+            value = str(value)
+        elif name == "skip":
+            value = patterns_of(value)
+        if options[name] != value:
+            raise StaleCurvatureError(
+                f"the curvature was fitted with {name}={options[name]!r}, not {value!r}; fit it with these options"
+            )
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    part = path.with_name(path.name + ".part")
+    write(part)
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _sha256(path: Path) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            total.update(chunk)
+    return total.hexdigest()

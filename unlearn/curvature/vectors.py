@@ -1,0 +1,46 @@
+"""Vectors in parameter space: dictionaries with the keys and shapes of ``model.named_parameters()``."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+Vector = dict[str, Tensor]
+
+
+def dot(x: Vector, y: Vector) -> float:
+    """Inner product over the keys of ``x``.
+
+    >>> dot({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0])})
+    11.0
+    """
+    return float(sum((x[name] * y[name]).sum() for name in x))
+
+
+def norm(x: Vector) -> float:
+    """Euclidean norm.
+
+    >>> norm({"w": torch.tensor([3.0]), "b": torch.tensor([4.0])})
+    5.0
+    """
+    return math.sqrt(dot(x, x))
+
+
+def add_scaled(x: Vector, factor: float, y: Vector) -> Vector:
+    """Return x + factor * y.
+
+    >>> add_scaled({"w": torch.tensor([1.0])}, 2.0, {"w": torch.tensor([3.0])})
+    {'w': tensor([7.])}
+    """
+    return {name: torch.add(x[name], y[name], alpha=factor) for name in x}
+
+
+def zeros_like(x: Vector) -> Vector:
+    """Return the zero vector of the same keys and shapes.
+
+    >>> zeros_like({"w": torch.ones(2)})
+    {'w': tensor([0., 0.])}
+    """
+    return {name: torch.zeros_like(part) for name, part in x.items()}

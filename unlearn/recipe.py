@@ -1,0 +1,186 @@
+"""Recipes: one TOML file says everything that a run depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from unlearn.errors import RecipeError, did_you_mean
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found]
+
+FOLDERS = (Path(__file__).parent.parent / "recipes", Path(__file__).parent / "shipped_recipes")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class NoiseSection(_Section):
+    """Label noise put on the training rows; none where the section is missing."""
+
+    kind: Literal["symmetric", "pairs"] = "symmetric"
+    rate: float = Field(ge=0, le=1)
+    noise_seed: int = 0
+    pairs: dict[str, int] = Field(default_factory=dict)
+
+
+class DataSection(_Section):
+    """Which rows."""
+
+    source: str
+    split_seed: int = 0
+    noise: NoiseSection | None = None
+
+
+class ModelSection(_Section):
+    """Which architecture; ``options`` go to its factory (inputs, classes, widths, ...)."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class TrainSection(_Section):
+    """How the original is trained; see :class:`unlearn.training.TrainSettings`."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = Field(default=0.05, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=1e-3, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    step_epochs: int = Field(default=10, gt=0)
+    step_factor: float = Field(default=0.1, gt=0)
+    epochs: int = Field(default=15, gt=0)
+    batch_size: int = Field(default=128, gt=0)
+    train_seed: int = 0
+    snapshot_epochs: Literal["every"] | list[int] = "every"
+
+
+class DetectSection(_Section):
+    """Which score decides, which are computed beside it, and how many rows are acted on."""
+
+    method: Literal["margin-trajectory", "self-influence", "gif", "loss"] = "margin-trajectory"
+    beside: list[Literal["margin-trajectory", "self-influence", "gif", "loss"]] = ["self-influence", "gif", "loss"]
+    count: int | None = Field(default=None, ge=0)
+
+
+class RepairSection(_Section):
+    """What is done with the rows found."""
+
+    action: Literal["remove", "relabel"] = "relabel"
+    budget: float = Field(default=3.0, ge=0)
+    damping: Literal["horizon"] | float = "horizon"
+
+
+class VerifySection(_Section):
+    """What the edit is held against."""
+
+    references: int = Field(default=5, ge=0)
+    tolerance: float = Field(default=1.5, gt=0)
+    verdict_seed: int = 0
+
+
+class Recipe(_Section):
+    """A whole run.
+
+    >>> recipe = parse_recipe('name="x"; data.source="digits"; model.name="mlp"'.replace("; ", chr(10)))
+    >>> recipe.train.epochs, recipe.data.noise
+    (15, None)
+    """
+
+    name: str
+    description: str = ""
+    data: DataSection
+    model: ModelSection
+    train: TrainSection = TrainSection()
+    detect: DetectSection = DetectSection()
+    repair: RepairSection = RepairSection()
+    verify: VerifySection = VerifySection()
+    text: str = Field(default="", repr=False)
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the recipe's text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def parse_recipe(text: str, where: str = "recipe") -> Recipe:
+    """Return the validated recipe.
+
+    Raises:
+        RecipeError: no TOML, an unknown key (with the nearest valid one) or a value that is not allowed.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{where} is not valid TOML: {error}") from error
+    if "text" in table:
+        raise RecipeError(f"{where}: unknown key 'text'; {did_you_mean('text', _keys(Recipe))}")
+    try:
+        return Recipe(**table, text=text)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_first(error, table)}") from error
+
+
+def _first(error: ValidationError, table: Mapping[str, Any]) -> str:
+    """Return the first problem in one line."""
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        section: Any = Recipe
+        for part in problem["loc"][:-1]:
+            section = {**_SECTIONS, "noise": NoiseSection}[str(part)]
+        return f"unknown key {place!r}; {did_you_mean(str(problem['loc'][-1]), _keys(section))}{more}"
+    if problem["type"] == "missing":
+        return f"{place!r} is missing{more}"
+    return f"{place!r} is {problem['input']!r}: {problem['msg']}{more}"
+
+
+_SECTIONS = {
+    "data": DataSection,
+    "model": ModelSection,
+    "train": TrainSection,
+    "detect": DetectSection,
+    "repair": RepairSection,
+    "verify": VerifySection,
+}
+
+
+def _keys(section: type[BaseModel]) -> list[str]:
+    return [name for name in section.model_fields if name != "text"]
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes that come with the package, by name."""
+    found = [path for folder in FOLDERS if folder.is_dir() for path in folder.glob("*.toml")]
+    return {path.stem: path for path in sorted(found)}
+
+
+def load_recipe(name: str) -> Recipe:
+    """Load a shipped recipe by name, or a TOML file by path.
+
+    Raises:
+        RecipeError: unknown name, unreadable file, or invalid recipe.
+
+    >>> load_recipe("digits-quick").data.source
+    'digits'
+    """
+    path = Path(name) if name.endswith(".toml") else shipped_recipes().get(name)
+    if path is None:
+        raise RecipeError(f"unknown recipe {name!r}; {did_you_mean(name, shipped_recipes())}; or give a .toml file")
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"can not read recipe {str(path)!r}: {error}") from error
+    return parse_recipe(text, str(path))

@@ -1,0 +1,131 @@
+"""What is asked for: rows to remove, rows to relabel; checked once, before anything is computed."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from unlearn.atomic import write_atomically
+from unlearn.data import Rows
+from unlearn.errors import InputError, some
+
+HEADER = "# unlearn decisions 1"
+COLUMNS = ("id", "action", "label")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Rows to remove and rows to relabel.
+
+    Attributes:
+        removed: ids.
+        relabelled: new label by id.
+
+    >>> changes = Changes(removed=("a",), relabelled={"b": 3})
+    >>> changes.ids, changes.action
+    (('a', 'b'), 'mixed')
+    """
+
+    removed: tuple[str, ...] = ()
+    relabelled: Mapping[str, int | float] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All changed rows, the removed first."""
+        return (*self.removed, *self.relabelled)
+
+    @property
+    def action(self) -> str:
+        """``remove``, ``relabel`` or ``mixed``."""
+        return "mixed" if self.removed and self.relabelled else "remove" if self.removed else "relabel"
+
+    def check(self, data: Rows, *, allow_empty_class: bool = False) -> None:
+        """Refuse what can not be meant.
+
+        Raises:
+            InputError: nothing is changed, a row is named twice, a label is outside the classes or is the present
+                one, or no row (or no row of a class) would be left.
+            RowNotFoundError: an id is not in the data.
+        """
+        if not self.ids:
+            raise InputError("no row is changed; name at least one row to remove or relabel")
+        at = data.positions(self.ids)
+        edited = self.apply(data)
+        present = data.labels[at[len(self.removed) :]].tolist()
+        same = [row for row, old in zip(self.relabelled, present, strict=True) if self.relabelled[row] == old]
+        if same:
+            raise InputError(f"{len(same)} rows carry their new label already: {some(map(repr, same))}; leave them out")
+        if data.classes is not None and not allow_empty_class:
+            before, after = set(data.labels.tolist()), set(edited.labels.tolist())
+            if before - after:
+                raise InputError(
+                    f"no row of class {some(sorted(before - after))} would be left; pass allow_empty_class=True if you "
+                    "mean it"
+                )
+
+    def apply(self, data: Rows) -> Rows:
+        """Return the changed data, as views."""
+        if self.relabelled:
+            data = data.relabelled(self.relabelled)
+        return data.without(self.removed) if self.removed else data
+
+    def save(self, path: str | Path) -> None:
+        """Write as CSV with the columns id, action, label."""
+        text = io.StringIO()
+        text.write(HEADER + "\n")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows((row, "remove", "") for row in self.removed)
+        writer.writerows((row, "relabel", label) for row, label in self.relabelled.items())
+        write_atomically(path, text.getvalue().encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Changes:
+        """Read decisions; the action is ``remove``, ``relabel`` or ``keep``.
+
+        Raises:
+            InputError: what is wrong, with the line number.
+        """
+        try:
+            lines = Path(path).read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"can not read decisions {str(path)!r}: {error}; give a CSV with {','.join(COLUMNS)}"
+            ) from error
+        version = lines[0] if lines and lines[0].startswith("#") else HEADER
+        if version != HEADER:
+            raise InputError(f"{path} starts with {version!r}; this release reads {HEADER!r}")
+        skip = 1 if lines and lines[0].startswith("#") else 0
+        reader = csv.DictReader(lines[skip:])
+        if reader.fieldnames is None or not {"id", "action"} <= set(reader.fieldnames):
+            raise InputError(f"{path} has columns {reader.fieldnames}; decisions need {', '.join(COLUMNS)}")
+        seen: dict[str, str] = {}
+        removed: list[str] = []
+        relabelled: dict[str, int] = {}
+        for number, row in enumerate(reader, 2 + skip):
+            name, action = row["id"], row["action"]
+            if name in seen:
+                raise InputError(
+                    f"{path} line {number}: row {name!r} is named twice ({seen[name]}, {action}); decide once"
+                )
+            seen[name] = action
+            if action == "remove":
+                removed.append(name)
+            elif action == "relabel":
+                label = row.get("label") or ""
+                if not label.lstrip("-").isdigit():
+                    raise InputError(
+                        f"{path} line {number}: relabel of {name!r} needs a whole number as label, not {label!r}"
+                    )
+                relabelled[name] = int(label)
+            elif action != "keep":
+                raise InputError(f"{path} line {number}: unknown action {action!r}; known: remove, relabel, keep")
+        return cls(tuple(removed), relabelled)
+
+
+def removal(ids: Iterable[str]) -> Changes:
+    """Return the change that removes these rows."""
+    return Changes(removed=(ids,) if isinstance(ids, str) else tuple(ids))

@@ -1,0 +1,109 @@
+"""The result of a repair: new weights, and every number of how they came about."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from unlearn.data import Rows
+from unlearn.repair.changes import Changes
+from unlearn.repair.newton import Step
+from unlearn.training import TrainingRecord
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an edit cost, counted and not timed, in training epochs (forward 1 and backward 2 for each row).
+
+    Attributes:
+        factors: fitting the preconditioner (decompositions not counted).
+        solve: gradients, products and evaluations of the Newton steps.
+        replay: recorded steps run again.
+
+    >>> Cost(factors=0.25, solve=0.75, replay=3.0).total
+    4.0
+    """
+
+    factors: float = 0.0
+    solve: float = 0.0
+    replay: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.factors + self.solve + self.replay
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the parts and the total."""
+        return {**asdict(self), "total": self.total}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An edited model and how it was made.
+
+    Attributes:
+        model: a copy of the original with the edited weights; the original's modes.
+        original: the model that was edited, as it was given.
+        method: ``newton`` (from the final weights) or ``rewind-newton-replay``.
+        changes: what was asked for.
+        data: rows before the change.
+        record: the training record used, or None.
+        steps: numbers of every Newton step.
+        cost: in training epochs.
+        before: loss and phi at the old label of the changed rows, loss and accuracy of the others, in the original.
+        after: the same in the edited model.
+        start_step: the training step whose snapshot was edited; None for the final weights.
+        notes: what a reader should know, such as a step that was not accepted.
+    """
+
+    model: nn.Module
+    original: nn.Module
+    method: str
+    changes: Changes
+    data: Rows
+    record: TrainingRecord | None
+    steps: tuple[Step, ...]
+    cost: Cost
+    before: dict[str, float]
+    after: dict[str, float]
+    start_step: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def edited_data(self) -> Rows:
+        """Rows after the change."""
+        return self.changes.apply(self.data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every number as JSON-able data; rows are counted, not named."""
+        return {
+            "method": self.method,
+            "action": self.changes.action,
+            "removed": len(self.changes.removed),
+            "relabelled": len(self.changes.relabelled),
+            "start_step": self.start_step,
+            "steps": [step.to_dict() for step in self.steps],
+            "cost": self.cost.to_dict(),
+            "before": self.before,
+            "after": self.after,
+            "notes": list(self.notes),
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """Return what a checkpoint says of the edit; row ids as sha256 only."""
+        rows: list[dict[str, Any]] = [
+            {"id_sha256": _sha256(row), "action": "remove", "label": None} for row in self.changes.removed
+        ]
+        rows += [
+            {"id_sha256": _sha256(row), "action": "relabel", "label": label}
+            for row, label in self.changes.relabelled.items()
+        ]
+        return {**self.to_dict(), "rows": rows, "data_fingerprint": self.data.fingerprint}
+
+
+def _sha256(row: str) -> str:
+    return hashlib.sha256(row.encode()).hexdigest()

@@ -1,0 +1,179 @@
+"""The objective that an edit minimises, around the weights theta_0 that are to be edited.
+
+With n' rows left after the change, of which R stand for all (a sample, or all of them), and changed rows U,
+
+    E(theta) = (1/|R|) sum_R D(f0_i, f_i(theta)) + (1/n') sum_U c_i . f_i(theta)
+               + (w/2) ||s||^2 + (1/2) s . d s - (m w / n') theta_0 . s,    s = theta - theta_0
+
+where f0 are the outputs at theta_0, D is the loss's Bregman divergence in outputs (KL, or half the squared distance),
+c_i is the change of row i's output gradient at f0 (new label minus old; minus old for a removed row), m counts removed
+rows. Its gradient at theta_0 is minus the right-hand side of math.md 3: only the changed rows' terms are followed, not
+the rest of an unfinished training. It is the proximal Bregman objective (arXiv 2209.05364, eq. 9) with the changed
+rows' terms taken linear in outputs; for a model that is linear in its weights and stands at its optimum, E with d = 0
+is the edited training objective up to a constant. ``full=True`` takes that objective itself, for any model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from unlearn.curvature import Vector
+from unlearn.data import DEFAULT_BATCH, Rows, draws
+from unlearn.modes import evaluation
+from unlearn.predict import predict
+from unlearn.repair.changes import Changes
+from unlearn.tasks import Task
+
+Damping = float | Vector
+
+
+@dataclass
+class EditedObjective:
+    """E, its gradient, and what they cost.
+
+    Attributes:
+        model: at theta_0; left as found.
+        data: rows before the change.
+        changes: the change.
+        task: the task.
+        names: parameters that may change.
+        weight_decay: w.
+        damping: d, a number or a positive vector.
+        sample: how many of the changed data's rows stand for all in D; None for all.
+        seed: of the sample, drawn by row id.
+        full: take the edited training objective itself.
+        batch_size: rows at a time.
+    """
+
+    model: nn.Module
+    data: Rows
+    changes: Changes
+    task: Task
+    names: list[str]
+    weight_decay: float
+    damping: Damping
+    sample: int | None = None
+    seed: int = 0
+    full: bool = False
+    batch_size: int = DEFAULT_BATCH
+
+    def __post_init__(self) -> None:
+        self.edited = self.changes.apply(self.data)
+        self.changed = self.data.only(self.changes.ids)
+        chosen = torch.from_numpy(draws.permutation(self.seed, self.edited.ids, "operator-rows").copy())
+        self.rows = self.edited if self.sample is None else self.edited.at(chosen[: self.sample].sort().values)
+        self.start: Vector = {name: self.model.get_parameter(name).detach().clone() for name in self.names}
+        self.cost = 0
+        self._reference: Tensor | None = None
+        self._cotangents: Tensor | None = None
+
+    def regulariser(self, vector: Vector) -> Vector:
+        """Return (w + d) v."""
+        if isinstance(self.damping, dict):
+            return {name: (self.weight_decay + self.damping[name]) * vector[name] for name in self.names}
+        return {name: (self.weight_decay + self.damping) * vector[name] for name in self.names}
+
+    def at_start(self) -> tuple[float, Vector]:
+        """Return E and its gradient at theta_0, from the changed rows alone (from all, if ``full``)."""
+        if self.full:
+            return self.value_and_gradient(self.start)
+        weights = {name: value.clone().requires_grad_() for name, value in self.start.items()}
+        total = {name: torch.zeros_like(value) for name, value in self.start.items()}
+        value = 0.0
+        for term in self._changed_terms(weights):
+            parts = torch.autograd.grad(term, list(weights.values()), materialize_grads=True)
+            total = {name: total[name] + part for name, part in zip(self.names, parts, strict=True)}
+            value += float(term.detach())
+        self.cost += 3 * len(self.changed)
+        pull = self._removed_pull()
+        return value, {name: total[name] - pull * self.start[name] for name in self.names}
+
+    def value(self, weights: Vector) -> float:
+        """Return E at these weights."""
+        with torch.no_grad():
+            total = sum(float(term) for term in self._terms(weights))
+        self.cost += self._evaluated()
+        return total
+
+    def value_and_gradient(self, weights: Vector) -> tuple[float, Vector]:
+        """Return E and its gradient."""
+        leaves = {name: value.detach().clone().requires_grad_() for name, value in weights.items()}
+        total = {name: torch.zeros_like(value) for name, value in weights.items()}
+        value = 0.0
+        for term in self._terms(leaves):
+            parts = torch.autograd.grad(term, list(leaves.values()), materialize_grads=True)
+            total = {name: total[name] + part for name, part in zip(self.names, parts, strict=True)}
+            value += float(term.detach())
+        self.cost += 3 * self._evaluated()
+        return value, total
+
+    def _evaluated(self) -> int:
+        return len(self.rows) if self.full else len(self.rows) + len(self.changed)
+
+    def _removed_pull(self) -> float:
+        return self.weight_decay * len(self.changes.removed) / len(self.edited)
+
+    def _terms(self, weights: Vector) -> Iterator[Tensor]:
+        """Yield the terms of E, batch by batch, then the quadratic ones."""
+        device = next(iter(weights.values())).device
+        for positions, inputs, labels in self.rows.batches(self.batch_size, device):
+            outputs = self._run(weights, inputs)
+            if self.full:
+                yield self.task.loss(outputs, labels).sum() / len(self.rows)
+            else:
+                reference = self._reference_outputs()[positions].to(outputs)
+                yield self.task.divergence(reference, outputs).sum() / len(self.rows)
+        if not self.full:
+            yield from self._changed_terms(weights)
+        yield self._quadratic(weights)
+
+    def _quadratic(self, weights: Vector) -> Tensor:
+        centre = {name: torch.zeros_like(value) for name, value in self.start.items()} if self.full else self.start
+        step = {name: weights[name] - centre[name] for name in self.names}
+        quadratic = sum(((step[name] * part).sum() for name, part in self.regulariser(step).items()), torch.tensor(0.0))
+        if self.full:
+            return 0.5 * quadratic
+        pull = sum(((self.start[name] * step[name]).sum() for name in self.names), torch.tensor(0.0))
+        return 0.5 * quadratic - self._removed_pull() * pull
+
+    def _changed_terms(self, weights: Vector) -> Iterator[Tensor]:
+        """Yield c_i . f_i / n' of the changed rows; the first time, at theta_0, the c_i are taken from the outputs."""
+        device = next(iter(weights.values())).device
+        found: list[Tensor] = []
+        for positions, inputs, labels in self.changed.batches(self.batch_size, device):
+            outputs = self._run(weights, inputs)
+            if self._cotangents is None:
+                found.append(self._cotangent(positions, outputs.detach(), labels))
+                cotangent = found[-1]
+            else:
+                cotangent = self._cotangents[positions.to(device)]
+            yield (cotangent * outputs).sum() / len(self.edited)
+        if self._cotangents is None:
+            self._cotangents = torch.cat(found)
+
+    def _cotangent(self, positions: Tensor, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return c_i of these changed rows; in ``changes.ids`` the removed rows come first."""
+        self.task.check(outputs, labels)
+        old = self.task.output_gradient(outputs, labels)
+        new = torch.zeros_like(old)
+        relabelled = positions >= len(self.changes.removed)
+        if relabelled.any():
+            ids = [self.changes.ids[i] for i in positions[relabelled].tolist()]
+            at = relabelled.to(outputs.device)
+            new[at] = self.task.output_gradient(outputs[at], self.edited.only(ids).labels.to(outputs.device))
+        return new - old
+
+    def _reference_outputs(self) -> Tensor:
+        if self._reference is None:
+            self._reference = predict(self.model, self.rows, batch_size=self.batch_size)
+            self.cost += len(self.rows)
+        return self._reference
+
+    def _run(self, weights: Vector, inputs: Tensor) -> Tensor:
+        with evaluation(self.model):
+            return functional_call(self.model, weights, (inputs,))  # type: ignore[no-any-return]

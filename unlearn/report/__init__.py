@@ -1,0 +1,7 @@
+"""One self-contained HTML page from the results of a run; results are read here, nothing is computed."""
+
+from unlearn.report.assemble import assemble_report
+from unlearn.report.pictures import picture
+from unlearn.report.rendering import render_report
+
+__all__ = ["assemble_report", "picture", "render_report"]

@@ -1,0 +1,210 @@
+"""Where the marks of a chart go; ``templates/charts.html.j2`` draws them as inline SVG.
+
+A chart is 380 units wide, which is a phone's width, so that its text can be read there and is large on a desk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from unlearn.report.wording import finite, number
+
+WIDTH = 380
+_RIGHT = WIDTH - 10
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A number beside an axis."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One model's r with its bounds.
+
+    Attributes:
+        y: height of the line.
+        x: place of r; None if it was not measured.
+        left: end of the line; the edge where the bound is 0.
+        right: end of the line; the edge where there is no bound.
+        open_left: whether the line goes on beyond the left edge.
+        open_right: whether it goes on beyond the right edge.
+    """
+
+    y: float
+    x: float | None = None
+    left: float = 0.0
+    right: float = 0.0
+    open_left: bool = False
+    open_right: bool = False
+
+
+@dataclass(frozen=True)
+class IntervalChart:
+    """Places of the intervals of r of every group, on a logarithmic axis."""
+
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    ticks: list[Tick]
+    tolerance: float
+    retrain: float
+    groups: list[tuple[Any, float, Interval, Interval]]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar, or the part of it on one side of the cut-off."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    beyond: bool
+
+
+@dataclass(frozen=True)
+class HistogramChart:
+    """Places of the bars and of the cut-off, which is None where nothing is beyond it."""
+
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    bars: list[Bar]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    cutoff: float | None
+
+
+def interval_chart(table: Sequence[Mapping[str, Any]], tolerance: Any) -> IntervalChart | None:
+    """Place the table of a verdict; None where there is nothing to draw.
+
+    >>> row = {"group": "test", "r": 1.0, "lower": 0.8, "upper": 1.3, "unedited_r": 2.0}
+    >>> chart = interval_chart([row], 1.5)
+    >>> group, y, edited, unedited = chart.groups[0]
+    >>> edited.left < chart.retrain == edited.x < edited.right < chart.tolerance < unedited.x
+    True
+    """
+    limit = finite(tolerance)
+    keys = ("r", "lower", "upper", "unedited_r", "unedited_lower", "unedited_upper")
+    known = [x for row in table for x in (finite(row.get(key)) for key in keys) if x is not None and x > 0]
+    if limit is None or limit <= 0 or not known:
+        return None
+    low, high = min(*known, 0.5, limit) / 1.15, max(*known, 2.0, limit) * 1.15
+    left, top, step = 70.0, 24.0, 44.0
+    bottom = top + step * len(table)
+    scale = _logarithmic(low, high, left, _RIGHT)
+    groups = []
+    for i, row in enumerate(table):
+        middle = top + step * (i + 0.5)
+        edited, unedited = (
+            _interval(row, prefix, y, scale, (left, _RIGHT))
+            for prefix, y in (("", middle - 8), ("unedited_", middle + 8))
+        )
+        groups.append((row.get("group"), middle, edited, unedited))
+    ticks = [Tick(_round(scale(x)), number(x, trim=True)) for x in _log_ticks(low, high)]
+    return IntervalChart(
+        bottom + 40, left, _RIGHT, top, bottom, ticks, _round(scale(limit)), _round(scale(1.0)), groups
+    )
+
+
+def histogram_chart(histogram: Mapping[str, Any], threshold: Any) -> HistogramChart | None:
+    """Place the bars of a histogram; None where its edges and counts do not fit each other.
+
+    The bar that the cut-off falls in is drawn in two parts of the same height.
+
+    >>> chart = histogram_chart({"edges": [0, 1, 2], "counts": [4, 2]}, 1.5)
+    >>> [(bar.height, bar.beyond) for bar in chart.bars]
+    [(150.0, False), (75.0, False), (75.0, True)]
+    """
+    edges = [finite(x) for x in histogram.get("edges") or []]
+    counts = [finite(x) for x in histogram.get("counts") or []]
+    places, heights = [x for x in edges if x is not None], [x for x in counts if x is not None]
+    whole = len(places) == len(edges) and len(heights) == len(counts) == len(edges) - 1
+    if not whole or not heights or max(heights) <= 0 or any(a >= b for a, b in pairwise(places)):
+        return None
+    left, top, bottom = 40.0, 24.0, 174.0
+    most = max(heights)
+    x_of = _linear(places[0], places[-1], left, _RIGHT)
+    cut = finite(threshold)
+    bars = []
+    for (start, end), count in zip(pairwise(places), heights, strict=True):
+        height = _round(count / most * (bottom - top))
+        inside = cut is not None and start < cut < end
+        for a, b in [(start, cut), (cut, end)] if inside else [(start, end)]:
+            if a is not None and b is not None and height > 0:
+                x = _round(x_of(a))
+                beyond = cut is not None and a >= cut
+                bars.append(Bar(x, _round(bottom - height), _round(x_of(b) - x_of(a)), height, beyond))
+    y_of = _linear(0, most, bottom, top)
+    shown = cut is not None and places[0] <= cut <= places[-1]
+    return HistogramChart(
+        bottom + 40,
+        left,
+        _RIGHT,
+        top,
+        bottom,
+        bars,
+        [Tick(_round(x_of(x)), number(x, trim=True)) for x in _ticks(places[0], places[-1], 6)],
+        [Tick(_round(y_of(y)), number(y, trim=True)) for y in _ticks(0, most, 4)],
+        _round(x_of(cut)) if shown and cut is not None else None,
+    )
+
+
+def _interval(
+    row: Mapping[str, Any], prefix: str, y: float, scale: Callable[[float], float], edges: tuple[float, float]
+) -> Interval:
+    r, lower, upper = (finite(row.get(prefix + key)) for key in ("r", "lower", "upper"))
+    if r is None:
+        return Interval(y)
+
+    def place(x: float) -> float:
+        return _round(scale(x)) if x > 0 else edges[0]
+
+    return Interval(
+        y,
+        place(r),
+        left=place(lower or 0.0),
+        right=edges[1] if upper is None else place(upper),
+        open_left=not lower,
+        open_right=upper is None,
+    )
+
+
+def _linear(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    return lambda x: start + (x - low) / (high - low) * (end - start)
+
+
+def _logarithmic(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    line = _linear(math.log(low), math.log(high), start, end)
+    return lambda x: line(math.log(x))
+
+
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if (high - low) / step <= most)
+    return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
+        if len(ticks) <= 7:
+            return ticks
+    return ticks[:: math.ceil(len(ticks) / 7)]
+
+
+def _round(x: float) -> float:
+    return round(x, 1)

@@ -1,0 +1,18 @@
+"""Verification: references, distances with their floor, and the verdict."""
+
+from unlearn.verification.compare import verify
+from unlearn.verification.distances import Group, measure
+from unlearn.verification.references import References, train_references
+from unlearn.verification.verdict import TOLERANCE, GroupPhi, Verdict, decide
+
+__all__ = [
+    "TOLERANCE",
+    "Group",
+    "GroupPhi",
+    "References",
+    "Verdict",
+    "decide",
+    "measure",
+    "train_references",
+    "verify",
+]
