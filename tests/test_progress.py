@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 
 import pytest
 import rich.console
@@ -15,7 +16,7 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture()
+@pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     out = Terminal()
     monkeypatch.setattr(
@@ -40,13 +41,18 @@ def test_items_without_a_length_pass_on_a_terminal_too(terminal: Terminal):
     assert list(progress.track((i for i in range(3)), "streaming")) == [0, 1, 2]
 
 
+def fails_after_one() -> Iterator[int]:
+    yield 0
+    raise ZeroDivisionError
+
+
 def test_bars_nest_and_the_outer_goes_on_after_an_error_inside(terminal: Terminal):
     # rejects a second live display, which rich refuses
     seen = []
     for i in progress.track([0, 1], "outer"):
+        inner = progress.track(fails_after_one(), "inner", total=2)
+        seen.append((i, next(iter(inner))))
         with pytest.raises(ZeroDivisionError):
-            for j in progress.track([0, 1], "inner"):
-                seen.append((i, j))
-                1 / 0
+            next(iter(inner))
     assert seen == [(0, 0), (1, 0)]
     assert progress._ACTIVE.get() is None

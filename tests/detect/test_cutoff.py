@@ -36,6 +36,23 @@ def test_clean_data_is_left_alone(seed):
     assert cut.threshold == float("inf")
 
 
+def test_the_cut_is_where_both_are_equally_likely():
+    # N(-2, 1) and N(2, 1), 70 and 30 %: equal at ln(7 / 3) / 4; at a posterior of 0.05 it would be 147 rows more
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(-2, 1, 2100), rng.normal(2, 1, 900)])
+    cut = estimate_cutoff(Scores(tuple(map(str, range(3000))), values, "margin-trajectory"))
+    assert abs(len(cut.ids) - (values > np.log(7 / 3) / 4).sum()) < 60
+
+
+def test_hard_clean_rows_are_left_alone():
+    # a population of its own, with small margins, but on the right side of 0
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(-6, 1, 1200), rng.normal(-0.7, 0.2, 300)])
+    cut = estimate_cutoff(Scores(tuple(map(str, range(1500))), values, "margin-trajectory"))
+    assert cut.ids == ()
+    assert -1 < max(cut.means) < 0
+
+
 def test_rows_come_from_the_top_and_the_threshold_is_the_last():
     scores = mixture(0.1)
     cut = estimate_cutoff(scores)

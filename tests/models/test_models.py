@@ -64,7 +64,7 @@ def test_an_option_of_the_wrong_kind_is_one_clear_line():
             build_model("mlp", **options)
 
 
-@pytest.fixture()
+@pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     name = "own_models_of_the_registry_test"
     (tmp_path / f"{name}.py").write_text(

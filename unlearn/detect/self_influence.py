@@ -26,8 +26,8 @@ def self_influence(
 ) -> Scores:
     """Return g^T (G + w + d)^-1 g of each row, with g the gradient of its loss at its given label.
 
-    It is minus the influence of a row on itself (arXiv 1703.04730, eq. 2; the review arXiv 2308.03296 uses EK-FAC for
-    G), so it is never negative and large where the model had to move far to fit a row.
+    It is minus the influence of a row on itself (arXiv 1703.04730, eq. 2), with EK-FAC for G as in
+    arXiv 2308.03296, so it is never negative and large where the model had to move far to fit a row.
 
     Args:
         model: left as found; run in evaluation mode.

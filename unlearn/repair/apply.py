@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn.curvature import Curvature, Vector, fit_curvature, loss_gradient
+from unlearn.curvature.layers import patterns_of
 from unlearn.curvature.vectors import add_scaled, norm
 from unlearn.data import Rows, as_rows, draws
 from unlearn.errors import InputError, RecordError
@@ -22,7 +24,9 @@ from unlearn.repair.objective import Damping, EditedObjective
 from unlearn.tasks import Task, get_task, phi
 from unlearn.training import Snapshot, TrainingRecord, replay
 
-ITERATIONS = 3
+ITERATIONS = 5
+FACTOR_SHARE = 4
+OPERATOR_SHARE = 8
 MOST_ROWS = 4096
 LEAST_ROWS = 128
 OPTIMUM_STEPS = 50
@@ -95,8 +99,8 @@ def apply_changes(
         record: how it was trained; gives weight decay, damping, snapshots and row order.
         budget: training epochs that may be replayed; 0 edits the final weights.
         curvature: the preconditioner for an edit of the final weights; fitted where missing.
-        damping: ``horizon``, or a number. The horizon T is that of the training up to the edited weights: d = 2 / T for
-            the final weights, 1 / T where a replay follows; for Adam its own metric (math.md 3).
+        damping: ``horizon``, or a number. The horizon T is that of the training up to the edited weights and d = 2 / T;
+            for Adam it is its own metric (math.md 3).
         weight_decay: w of the training objective; from the record where None.
         steps: Newton steps, or ``auto``: 1, or as many as it takes at an optimum with damping 0.
         task: name of the task or a task.
@@ -122,10 +126,16 @@ def apply_changes(
     _check_record(record, rows, the_task)
     start = _rewind_step(record, rows, budget)
     method = "newton" if start is None else "rewind-newton-replay"
-    skip = list(skip)
+    skip = patterns_of(skip)
     if start is not None and skip:
         raise InputError("skip= leaves layers as they are, but a replay moves all of them; pass budget=0 with it")
+    if start is None and skip and curvature is not None and curvature.options["skip"] != skip:
+        raise InputError(
+            f"the curvature given was fitted with skip={curvature.options['skip']}; fit it with skip={skip}"
+        )
     notes: list[str] = []
+    if record is not None and record.order is not None and start is None and budget > 0 and len(record.snapshots) > 1:
+        notes.append(f"no snapshot lies within {budget:g} epochs of the end, so the final weights were edited")
     if record is not None and start is not None:
         _check_final_weights(record, model)
         snapshot = record.snapshot(start)
@@ -138,9 +148,20 @@ def apply_changes(
         place, snapshot = model, None
         if record is not None and record.optimizer == "adam" and damping == "horizon":
             snapshot = _last_snapshot(record)
+            _check_final_weights(record, model)
     metric = _damping(damping, record, start, snapshot, place)
     moved, objective_steps, factor_rows, solve_cost = _newton(
-        place, rows, changes, the_task, decay, metric, curvature, steps, skip, _sample_size(len(rows), start), notes
+        place,
+        rows,
+        changes,
+        the_task,
+        decay,
+        metric,
+        curvature,
+        steps,
+        skip,
+        1 if start is None else OPERATOR_SHARE,
+        notes,
     )
     replayed = 0
     if record is not None and start is not None:
@@ -173,7 +194,7 @@ def _newton(
     curvature: Curvature | None,
     steps: int | str,
     skip: list[str],
-    sample: int,
+    operator_share: int,
     notes: list[str],
 ) -> tuple[nn.Module, tuple[Any, ...], int, int]:
     """Take the Newton steps; return the moved copy, the steps, the rows factors were fitted on, and the cost."""
@@ -181,12 +202,15 @@ def _newton(
     factor_rows = 0
     if curvature is None:
         order = torch.from_numpy(draws.permutation(0, edited.ids, "factor-rows").copy())
-        curvature = fit_curvature(place, edited.at(order[:sample].sort().values), task=task, skip=skip)
-        factor_rows = min(sample, len(edited))
+        chosen = order[: _sample_size(len(edited), FACTOR_SHARE)].sort().values
+        curvature = fit_curvature(place, edited.at(chosen), task=task, skip=skip)
+        factor_rows = len(chosen)
     else:
         curvature.check(place)
     names = curvature.covered
-    objective = EditedObjective(place, rows, changes, task, names, decay, damping, sample=sample)
+    objective = EditedObjective(
+        place, rows, changes, task, names, decay, damping, sample=_sample_size(len(edited), operator_share)
+    )
     converge = damping == 0 and _stands_at_optimum(objective)
     if converge:
         cost = objective.cost
@@ -195,6 +219,8 @@ def _newton(
         limits: dict[str, Any] = {"iterations": 1000, "tolerance": 1e-8}
     else:
         limits = {"iterations": ITERATIONS}
+        if damping == 0:
+            notes.append("damping is 0, but these weights are not at an optimum, so the edit is not iterated to convergence")
     most = steps if isinstance(steps, int) else OPTIMUM_STEPS if converge else 1
     weights, taken = newton_steps(objective, curvature, steps=most, **limits)
     if taken and not taken[-1].accepted:
@@ -204,9 +230,9 @@ def _newton(
     return load_weights(place, weights), tuple(taken), factor_rows, objective.cost
 
 
-def _sample_size(rows: int, start: int | None) -> int:
-    """Return how many rows stand for all: an eighth where a replay follows, which keeps the edit near one epoch."""
-    return max(LEAST_ROWS, min(MOST_ROWS, rows if start is None else rows // 8))
+def _sample_size(rows: int, share: int) -> int:
+    """Return how many rows stand for all: one in ``share``, within ``LEAST_ROWS`` and ``MOST_ROWS``."""
+    return max(LEAST_ROWS, min(MOST_ROWS, rows // share))
 
 
 def _stands_at_optimum(objective: EditedObjective) -> bool:
@@ -226,8 +252,8 @@ def _weight_decay(given: float | None, record: TrainingRecord | None) -> float:
                 "weight_decay= and damping= as numbers"
             )
         return record.weight_decay
-    if not given >= 0:
-        raise InputError(f"weight_decay is {given}; give 0 or more")
+    if not 0 <= given < math.inf:
+        raise InputError(f"weight_decay is {given}; give a finite number, 0 or more")
     return given
 
 
@@ -261,8 +287,8 @@ def _check_final_weights(record: TrainingRecord, model: nn.Module) -> None:
     own = model.state_dict()
     if last.keys() != own.keys() or not all(torch.equal(last[name].to(own[name]), own[name]) for name in own):
         raise RecordError(
-            "the record's last snapshot has other weights than the model, so a rewind would edit another one; pass "
-            "its own record, or budget=0"
+            "the record's last snapshot has other weights than the model, so it is the record of another one; pass "
+            "its own record"
         )
 
 
@@ -279,8 +305,8 @@ def _damping(
 ) -> Damping:
     """Return the number or metric d; see math.md 3 for both."""
     if not isinstance(given, str):
-        if not given >= 0:
-            raise InputError(f"damping is {given}; give 0 or more")
+        if not 0 <= given < math.inf:
+            raise InputError(f"damping is {given}; give a finite number, 0 or more")
         return float(given)
     if given != "horizon":
         raise InputError(f"unknown damping {given!r}; give a number or 'horizon'")
@@ -290,7 +316,7 @@ def _damping(
             "damping 2 / T follows, or damping= as a number"
         )
     if record.optimizer != "adam":
-        return record.damping() if start is None else 0.5 * record.damping(start)
+        return record.damping(start)
     if snapshot is None:
         raise RecordError("the damping of Adam needs a snapshot with its second moments; record one, or give damping=")
     done = record.steps if start is None else start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,23 +91,24 @@ class Changes:
             InputError: what is wrong, with the line number.
         """
         try:
-            lines = Path(path).read_text().splitlines()
+            text = Path(path).read_bytes().decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"can not read decisions {str(path)!r}: {error}; give a CSV with {','.join(COLUMNS)}"
             ) from error
-        version = lines[0] if lines and lines[0].startswith("#") else HEADER
+        first, _, rest = text.partition("\n")
+        skip = int(first.startswith("#"))
+        version = first.rstrip("\r") if skip else HEADER
         if version != HEADER:
             raise InputError(f"{path} starts with {version!r}; this release reads {HEADER!r}")
-        skip = 1 if lines and lines[0].startswith("#") else 0
-        reader = csv.DictReader(lines[skip:])
+        reader = csv.DictReader(io.StringIO(rest if skip else text, newline=""))
         if reader.fieldnames is None or not {"id", "action"} <= set(reader.fieldnames):
             raise InputError(f"{path} has columns {reader.fieldnames}; decisions need {', '.join(COLUMNS)}")
         seen: dict[str, str] = {}
         removed: list[str] = []
-        relabelled: dict[str, int] = {}
-        for number, row in enumerate(reader, 2 + skip):
-            name, action = row["id"], row["action"]
+        relabelled: dict[str, int | float] = {}
+        for row in reader:
+            number, name, action = reader.line_num + skip, row["id"], row["action"]
             if name in seen:
                 raise InputError(
                     f"{path} line {number}: row {name!r} is named twice ({seen[name]}, {action}); decide once"
@@ -115,15 +117,30 @@ class Changes:
             if action == "remove":
                 removed.append(name)
             elif action == "relabel":
-                label = row.get("label") or ""
-                if not label.lstrip("-").isdigit():
+                label = _number(row.get("label") or "")
+                if label is None:
                     raise InputError(
-                        f"{path} line {number}: relabel of {name!r} needs a whole number as label, not {label!r}"
+                        f"{path} line {number}: relabel of {name!r} needs a number as label, not {row.get('label')!r}"
                     )
-                relabelled[name] = int(label)
+                relabelled[name] = label
             elif action != "keep":
                 raise InputError(f"{path} line {number}: unknown action {action!r}; known: remove, relabel, keep")
         return cls(tuple(removed), relabelled)
+
+
+def _number(text: str) -> int | float | None:
+    """Return a class or a finite number; None for anything else.
+
+    >>> _number("3"), _number("-0.5"), _number("three"), _number("nan")
+    (3, -0.5, None, None)
+    """
+    for kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            continue
+        return number if math.isfinite(number) else None
+    return None
 
 
 def removal(ids: Iterable[str]) -> Changes:

@@ -79,7 +79,7 @@ def newton_steps(
 
     Returns:
         The last accepted weights and the numbers of every step. A step whose promised fall is below the rounding of E
-        is taken unmeasured, and is the last.
+        is taken unmeasured, with the promise as its change, and is the last.
     """
     weights = objective.start
     taken: list[Step] = []
@@ -106,8 +106,11 @@ def newton_steps(
         )
         objective.cost += operator.cost
         slope = dot(gradient, result.solution)
-        measurable = -slope > 10 * torch.finfo(next(iter(weights.values())).dtype).eps * max(abs(value), 1e-30)
-        length, actual = _line_search(objective, weights, result.solution, value, slope) if measurable else (1.0, slope)
+        measurable = not 0 < -slope <= _rounding(weights, value)
+        if measurable:
+            length, actual = _line_search(objective, weights, result.solution, value, slope)
+        else:
+            length, actual = 1.0, 0.5 * slope
         taken.append(
             Step(
                 damping=damping,
@@ -148,6 +151,11 @@ def _line_search(
             return length, change
         length = _parabola_minimum(slope, length, change)
     return 0.0, 0.0
+
+
+def _rounding(weights: Vector, value: float) -> float:
+    """Return how large the rounding of a change of E may be; log-probabilities, its terms, are of order 1."""
+    return torch.finfo(next(iter(weights.values())).dtype).eps * max(1.0, 10 * abs(value))
 
 
 def _parabola_minimum(slope: float, length: float, change: float) -> float:

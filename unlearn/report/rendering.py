@@ -12,7 +12,7 @@ from unlearn.errors import InputError
 from unlearn.report.charts import histogram_chart, interval_chart
 from unlearn.report.comparison import GroupTable, group_tables
 from unlearn.report.pictures import picture
-from unlearn.report.wording import number, plain, words
+from unlearn.report.wording import MISSING, number, plain, words
 
 FORMAT = 1
 
@@ -63,6 +63,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=lambda value: MISSING if value is None else value,
     )
     environment.filters.update(number=number, words=words, plain=plain)
     return environment

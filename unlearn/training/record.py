@@ -158,7 +158,7 @@ class TrainingRecord:
         if data.get("version") != VERSION:
             raise RecordError(f"training record version {data.get('version')!r}; this release reads version {VERSION}")
         try:
-            path = None if folder is None or data["order"] is None else folder / "snapshots" / ORDER_FILE
+            path = None if data["order"] is None or folder is None else folder / "snapshots" / ORDER_FILE
             return cls(
                 optimizer=data["optimizer"],
                 lr=[rate for rate, count in data["lr_runs"] for _ in range(count)],

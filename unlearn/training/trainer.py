@@ -43,7 +43,7 @@ def run_steps(
         The number of rows processed (each costs forward 1 and backward 2).
 
     Raises:
-        InputError: the loss is not finite; the step is named.
+        InputError: labels that do not fit the outputs, or a loss that is not finite; the step is named.
     """
     device = next(model.parameters()).device
     positions = order.on(rows)
@@ -62,13 +62,7 @@ def run_steps(
                 inputs, labels = rows.batch(batch)
                 labels = labels.to(device)
                 outputs = model(inputs.to(device))
-                if not processed:
-                    task.check(outputs, labels)
-                loss = task.loss(outputs, labels).mean()
-                if not torch.isfinite(loss):
-                    raise InputError(
-                        f"the loss of step {step} is {loss.item()}: training diverged; lower the learning rate"
-                    )
+                loss = _mean_loss(task, outputs, labels, step, diverging=processed > 0)
                 loss.backward()  # type: ignore[no-untyped-call]
             _zero_missing_gradients(optimizer)
             optimizer.step()
@@ -76,6 +70,16 @@ def run_steps(
             if on_step is not None and len(batch):
                 on_step([rows.ids[i] for i in batch.tolist()], outputs, labels)
     return processed
+
+
+def _mean_loss(task: Task, outputs: Tensor, labels: Tensor, step: int, *, diverging: bool) -> Tensor:
+    """Return the mean loss, checked; outputs that are not finite are the data's or the start's fault at first only."""
+    if not diverging or torch.isfinite(outputs).all():
+        task.check(outputs, labels)
+        loss = task.loss(outputs, labels).mean()
+        if torch.isfinite(loss):
+            return loss
+    raise InputError(f"the loss of step {step} is not finite: training diverged; lower the learning rate")
 
 
 def _seed_random_layers(device: torch.device, seed: int) -> None:

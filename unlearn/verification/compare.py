@@ -95,8 +95,11 @@ def _rows_of(edit: Edit, test: Rows) -> dict[str, tuple[Rows, Tensor]]:
     """
     changed = edit.data.only(edit.changes.ids)
     wanted = changed.relabelled(edit.changes.relabelled) if edit.changes.relabelled else changed
-    kept = edit.data.without(edit.changes.ids)
-    return {"changed": (changed, wanted.labels), "kept": (kept, kept.labels), "test": (test, test.labels)}
+    groups = {"changed": (changed, wanted.labels)}
+    if len(changed) < len(edit.data):
+        kept = edit.data.without(edit.changes.ids)
+        groups["kept"] = (kept, kept.labels)
+    return {**groups, "test": (test, test.labels)}
 
 
 def _group(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from unlearn.atomic import make_folder, write_atomically
+from unlearn.checkpoint.digests import canonical_json, sha256_of_tensors
 from unlearn.data import Rows
 from unlearn.errors import InputError, RecordError
 from unlearn.progress import track
@@ -59,7 +60,8 @@ def train_references(
         record: of the original training.
         count: how many independent retrains.
         train: ``(data, seed) -> model``.
-        folder: where finished retrains are kept and looked for.
+        folder: where finished retrains are kept and looked for. ``train`` is known there by its name only: give
+            another folder when its body changes.
 
     Raises:
         InputError: count is negative.
@@ -67,7 +69,7 @@ def train_references(
     """
     if count < 0:
         raise InputError(f"references is {count}; give 0 or more")
-    store = _Store(folder, model, data, record)
+    store = _Store(folder, model, data, record, train)
     coupled = None
     if record is not None and record.order is not None and 0 in record.snapshots:
         first = record.snapshot(0)
@@ -110,7 +112,7 @@ def fresh_weights(model: nn.Module, seed: int) -> nn.Module:
     >>> bool((a.weight == b.weight).all())
     True
     """
-    fresh = copy.deepcopy(model)
+    fresh, device = copy.deepcopy(model).cpu(), next(model.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for name, module in fresh.named_modules():
@@ -123,11 +125,13 @@ def fresh_weights(model: nn.Module, seed: int) -> nn.Module:
                     "be retrained from scratch: pass train=(data, seed) -> model"
                 )
             reset()
-    return fresh
+    return fresh.to(device)
 
 
 def exchanged(record: TrainingRecord, seed: int) -> TrainingRecord:
     """Return the record with its rows exchanged at random: the same batches in size and number, of other rows.
+
+    Random layers (dropout) draw by the new seed too.
 
     >>> record = TrainingRecord("sgd", 0.1, 2, order=BatchOrder.from_batches([["a", "b"], ["b", "a"]]))
     >>> sorted(exchanged(record, 3).order.batch(0))
@@ -137,17 +141,29 @@ def exchanged(record: TrainingRecord, seed: int) -> TrainingRecord:
         raise RecordError("the training record has no row order")
     order = record.order
     shuffled = np.random.default_rng([seed, 1]).permutation(len(order.ids))
-    return replace(record, order=BatchOrder(tuple(order.ids[i] for i in shuffled), order.positions), snapshots={})
+    exchanged_order = BatchOrder(tuple(order.ids[i] for i in shuffled), order.positions)
+    return replace(record, order=exchanged_order, seed=seed, snapshots={})
 
 
 class _Store:
-    """Finished retrains in a folder, kept under the data and record they belong to."""
+    """Finished retrains in a folder, kept under the data, record, architecture and training they belong to."""
 
-    def __init__(self, folder: str | Path | None, model: nn.Module, data: Rows, record: TrainingRecord | None) -> None:
+    def __init__(
+        self,
+        folder: str | Path | None,
+        model: nn.Module,
+        data: Rows,
+        record: TrainingRecord | None,
+        train: Train | None,
+    ) -> None:
         self.folder = None if folder is None else make_folder(folder)
         self.model = model
         self.key = data.fingerprint[:16] if folder is not None else ""
-        self.about = "" if record is None else str({**record.to_dict(), "snapshots": record.snapshots.get(0)})
+        about = {} if record is None else {**record.to_dict(), "snapshots": record.snapshots.get(0)}
+        own = (
+            None if train is None else f"{train.__module__}.{getattr(train, '__qualname__', type(train).__qualname__)}"
+        )
+        self.about = canonical_json({**about, "architecture": str(model), "train": own})
         self.trained = 0
 
     def get(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
@@ -161,16 +177,18 @@ class _Store:
         self.trained += 1
         if path is not None:
             tensors = {key: value.detach().cpu().contiguous().clone() for key, value in made.state_dict().items()}
-            write_atomically(path, save(tensors, {"record": self.about}))
+            write_atomically(path, save(tensors, {"about": self.about, "tensors_sha256": sha256_of_tensors(tensors)}))
         return made
 
     def _read(self, path: Path) -> nn.Module | None:
         try:
             with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get("record") != self.about:
-                    return None
+                said = file.metadata() or {}
+            tensors = load_file(path)
+            if said != {"about": self.about, "tensors_sha256": sha256_of_tensors(tensors)}:
+                return None
             model = copy.deepcopy(self.model)
-            model.load_state_dict(load_file(path))
+            model.load_state_dict(tensors)
         except (SafetensorError, RuntimeError, OSError):
             return None
         return model.eval()

@@ -1,0 +1,143 @@
+"""A small report with every section, and ways to change one leaf of it."""
+
+from __future__ import annotations
+
+import copy
+from html.parser import HTMLParser
+
+
+def measured(group, measure, values, floor=None):
+    models = ("unedited", "edited", "fine-tuned", "replayed", "coupled", "independent")
+    for model, value in zip(models, values, strict=False):
+        yield {
+            "group": group,
+            "measure": measure,
+            "model": model,
+            "reference": "labels" if measure == "accuracy" else "coupled",
+            "value": value,
+            "floor": floor,
+            "ratio": None if floor is None or value is None else value / floor,
+        }
+
+
+def bounds(group, r, lower, upper):
+    unedited = {"unedited_r": 3.61, "unedited_lower": 2.93, "unedited_upper": 4.42}
+    return {"group": group, "r": r, "lower": lower, "upper": upper, "rows": 425, "references": 5, **unedited}
+
+
+def top_row(rank, acted=True):
+    row = {"rank": rank, "id": f"mnist5k-{rank:04d}", "score": 7.1 - rank, "given": 3, "suggested": 8}
+    return {**row, "predicted_before": 3, "predicted_after": 8, "acted": acted}
+
+
+REPORT = {
+    "format": 1,
+    "recipe": {"name": "mnist5k-relabel", "description": "Relabel digits.", "text": "[data]\n", "sha256": "9f" * 32},
+    "versions": {"unlearn": "0.1.0", "torch": "2.5.1", "python": "3.11"},
+    "data": {
+        "name": "mnist5k",
+        "rows": 4000,
+        "test_rows": 1000,
+        "classes": 10,
+        "fingerprint": "ab" * 32,
+        "noise": {"kind": "symmetric", "rate": 0.1, "rows": 400},
+    },
+    "model": {"name": "mlp", "options": {"hidden": [512, 256], "activation": "relu"}, "parameters": 535818},
+    "training": {
+        "optimizer": "sgd",
+        "epochs": 15,
+        "steps": 480,
+        "horizon": 240.0,
+        "snapshots": [0, 32, 64],
+        "test_accuracy": 0.894,
+    },
+    "detection": {
+        "method": "margin-trajectory",
+        "scores": [
+            {"method": "margin-trajectory", "auroc": 0.996, "average_precision": 0.97, "cost_epochs": 0.0},
+            {"method": "self-influence", "auroc": None, "average_precision": None, "cost_epochs": 1.26},
+        ],
+        "cutoff": {"how": "mixture", "count": 425, "threshold": 0.312, "means": [-8.1, 4.4], "weights": [0.9, 0.1]},
+        "quality": {"acted": 425, "mislabelled": 400, "precision": 0.89, "recall": 0.94, "suggestions_right": 0.8},
+        "histogram": {"edges": [-12.0, -4.0, 0.5, 8.0], "counts": [3100, 480, 420]},
+        "top": [top_row(1), top_row(2, acted=False)],
+    },
+    "edit": {
+        "method": "rewind-newton-replay",
+        "action": "relabel",
+        "rows": 425,
+        "removed": 0,
+        "relabelled": 425,
+        "budget": 3.0,
+        "replay_epochs": 3.0,
+        "start_step": 384,
+        "steps": [{"damping": 0.0083, "iterations": 3, "breakdown": None, "predicted": -0.0321, "accepted": True}],
+        "cost": {"factors": 0.26, "solve": 0.62, "replay": 3.0, "total": 3.88},
+        "before": {"changed_phi": 1.2, "kept_accuracy": 0.998},
+        "after": {"changed_phi": -5.9, "kept_accuracy": 0.996},
+        "notes": ["the snapshot was fitted for this edit"],
+    },
+    "verification": {
+        "references": 5,
+        "tolerance": 1.5,
+        "table": [
+            *measured("changed", "accuracy", (0.31, 0.942, 0.51, 0.88, 0.9435, 0.9425)),
+            *measured("changed", "kl", (2.41, 0.131, 1.2, 0.34), 0.21),
+            *measured("test", "phi_error", (2.8, 1.31, 2.1, 1.25), 1.5),
+            *measured("test", "change_cosine", (0.0, 0.9, 0.52, 0.87), 0.88),
+        ],
+    },
+    "verdict": {
+        "format": 1,
+        "outcome": "fail",
+        "reason": "r is at least 1.92 on changed rows, above the tolerance 1.5",
+        "tolerance": 1.5,
+        "table": [bounds("changed", 2.4, 1.92, 3.04), bounds("test", 0.97, 0.81, None)],
+    },
+    "checkpoint": {
+        "original": {"file": "original.safetensors", "digest": "1c" * 32},
+        "edited": {"file": "edited.safetensors", "digest": "d4" * 32},
+    },
+    "limits": ["The edit approximates retraining.", "A detector finds suspects."],
+}
+
+
+def leaves(value, path=()):
+    """Yield the path and value of everything that is neither a dictionary nor a list."""
+    if isinstance(value, (dict, list)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(part, (*path, key))
+    else:
+        yield path, value
+
+
+def with_leaf(report, path, value):
+    changed = copy.deepcopy(report)
+    place = changed
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return changed
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.pieces = [], []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.pieces.append(data)
+
+    @property
+    def text(self):
+        return "".join(self.pieces)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
