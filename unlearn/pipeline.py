@@ -116,7 +116,10 @@ class Run:
         """Return the model with its initial weights."""
         section = self.recipe.model
         model = build_model(section.name, seed=self.recipe.train.train_seed, **section.options)
-        return model.to(self.device) if self.device else model
+        try:
+            return model.to(self.device) if self.device else model
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device {self.device!r} can not be used: {str(error).splitlines()[0]}") from error
 
     @cached_property
     def original(self) -> tuple[nn.Module, TrainingRecord]:
@@ -303,7 +306,10 @@ def repair_stage(run: Run) -> None:
 
 
 def write_edit(run: Run, edit: Edit) -> None:
-    """Write ``edit.json`` and then ``edited.safetensors``."""
+    """Write ``edit.json`` and then ``edited.safetensors``; results of an older edit are taken away first."""
+    for stale in ("edited.safetensors", "verdict.json", "report.json", "report.html"):
+        (run.folder / stale).unlink(missing_ok=True)
+    edit.changes.save(run.folder / "decisions.csv")
     top = [row["id"] for row in run.read("detection.json", "detect")["top"]] if _has(run, "detection.json") else []
     shown = run.data.only(top) if top else None
     predictions = {

@@ -37,7 +37,7 @@ def training(
     folder: Path, optimizer: str = "sgd", snapshots: tuple[int, ...] = (0, 2, 4, 5)
 ) -> tuple[nn.Module, Rows, TrainingRecord]:
     """Return a model, its rows and a record with snapshots after these epochs and the last."""
-    rows, _ = symmetric_noise(digits(), rate=0.1, seed=0), None
+    rows = symmetric_noise(digits(), rate=0.1, seed=0)
     settings = TrainSettings(
         optimizer="adam" if optimizer == "adam" else "sgd",
         lr=0.005 if optimizer == "adam" else 0.05,
@@ -48,7 +48,9 @@ def training(
     return model, rows, record
 
 
-def loop(model: nn.Module, rows: Rows, record: TrainingRecord, start: int = 0, snapshot: Snapshot | None = None) -> nn.Module:
+def loop(
+    model: nn.Module, rows: Rows, record: TrainingRecord, start: int = 0, snapshot: Snapshot | None = None
+) -> nn.Module:
     """The recorded SGD steps, written out: removed rows leave their places in the batch empty."""
     model = copy.deepcopy(model).train()
     buffers: dict[str, Tensor] = {}
@@ -79,7 +81,7 @@ def tiny(kind: str = "mlp", n: int = 12) -> tuple[nn.Module, Rows]:
     generator = torch.Generator().manual_seed(5)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = (nn.Linear(4, 3) if kind == "linear" else nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
+        model = nn.Linear(4, 3) if kind == "linear" else nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     inputs = torch.randn(n, 4, generator=generator, dtype=torch.float64)
     labels = torch.arange(n) % 3
     return model.double(), Rows.from_tensors(inputs, labels, ids=[f"row-{i}" for i in range(n)], classes=3)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from unlearn.cli.shared import cell, device_option, json_option, print_json, print_table, print_verdict
+from unlearn.cli.shared import cell, device_option, json_option, print_json, print_table, print_verdict, print_wrapped
 
 
 @click.group()
@@ -88,9 +88,9 @@ def _print_report(report: dict[str, Any]) -> None:
     """Print what was found, what was done and the verdict."""
     data, found, edit = (_section(report, name) for name in ("data", "detection", "edit"))
     quality = found.get("quality")
-    click.echo(f"\n{data['rows']} training rows; {found['cutoff']['count']} found suspicious by {found['method']}.")
+    print_wrapped(f"{data['rows']} training rows; {found['cutoff']['count']} found suspicious by {found['method']}.")
     if quality:
-        click.echo(
+        print_wrapped(
             f"Known here: {quality['mislabelled']:.0f} are mislabelled; precision {cell(quality['precision'])}, recall "
             f"{cell(quality['recall'])}, right labels suggested {cell(quality['suggestions_right'])}."
         )
@@ -104,12 +104,12 @@ def _print_report(report: dict[str, Any]) -> None:
         click.echo("No row was acted on, so there is nothing to repair or verify.")
         return
     cost = edit["cost"]
-    click.echo(
+    print_wrapped(
         f"{edit['action']} of {edit['rows']} rows by {edit['method']}: cost {cost['total']:.2f} training epochs "
-        f"(factors {cost['factors']:.2f},\nsolve {cost['solve']:.2f}, replay {cost['replay']:.2f}).\n"
+        f"(factors {cost['factors']:.2f}, solve {cost['solve']:.2f}, replay {cost['replay']:.2f})."
     )
     for note in edit["notes"]:
-        click.echo(f"note: {note}")
+        print_wrapped(f"note: {note}")
     verification, verdict = _section(report, "verification"), _section(report, "verdict")
     print_verdict({**verdict, "measures": verification["table"]})
 

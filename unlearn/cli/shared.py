@@ -35,6 +35,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     Console(width=80).print(table)
 
 
+def print_wrapped(text: str) -> None:
+    """Print a sentence in lines of at most 80 characters."""
+    click.echo(click.wrap_text(text, width=80))
+
+
 def cell(value: object) -> str:
     """Return a value as text: three significant digits, a dash for what is not there.
 
@@ -74,4 +79,4 @@ def print_verdict(facts: Mapping[str, Any]) -> None:
                 for row in facts["table"]
             ],
         )
-    click.echo(f"verdict: {facts['outcome'].upper()}. {facts['reason']}")
+    print_wrapped(f"verdict: {facts['outcome'].upper()}. {facts['reason']}")

@@ -255,8 +255,8 @@ class Rows(Dataset[tuple[Tensor, Tensor]]):
             )
         return value
 
-    def with_truth(self, truth: Tensor) -> Rows:
-        """Return the view that knows the true labels (for scoring only)."""
+    def with_truth(self, truth: Tensor | None) -> Rows:
+        """Return the view that knows the true labels (for scoring only), or does not."""
         return Rows(self._source, self._index, self.ids, self.labels, truth=truth, classes=self.classes, name=self.name)
 
     @cached_property

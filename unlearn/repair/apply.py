@@ -220,7 +220,9 @@ def _newton(
     else:
         limits = {"iterations": ITERATIONS}
         if damping == 0:
-            notes.append("damping is 0, but these weights are not at an optimum, so the edit is not iterated to convergence")
+            notes.append(
+                "damping is 0, but these weights are not at an optimum, so the edit is not iterated to convergence"
+            )
     most = steps if isinstance(steps, int) else OPTIMUM_STEPS if converge else 1
     weights, taken = newton_steps(objective, curvature, steps=most, **limits)
     if taken and not taken[-1].accepted:

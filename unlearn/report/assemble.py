@@ -20,7 +20,7 @@ from unlearn.training import TrainingRecord
 LIMITS = (
     "The edit approximates retraining. The verdict says how near it came on the rows measured here, not on all inputs.",
     "No bound holds for a deep network: this is the evidence of an honest operator, no proof to a third party.",
-    "Rows found by a detector are suspects. Clean rows among them are changed too, in the edit and in the retrains alike.",
+    "Rows found by a detector are suspects; clean ones among them are changed too, in the edit and the retrains alike.",
     "The retrained references share recipe and data with the original; another recipe could differ by more.",
 )
 

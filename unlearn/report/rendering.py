@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy.typing as npt
@@ -55,6 +56,7 @@ def render_report(report: Mapping[str, Any], images: Mapping[str, npt.NDArray[An
     )
 
 
+@cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("unlearn.report", "templates"),

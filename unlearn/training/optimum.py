@@ -65,23 +65,17 @@ def train_to_optimum(
         scaled.backward()  # type: ignore[no-untyped-call]
         return scaled
 
-    steps, largest = 1, float("inf")
-    for search in ("strong_wolfe", None):
-        optimizer = torch.optim.LBFGS(
-            parameters,
-            max_iter=iterations,
-            max_eval=2 * iterations,
-            history_size=50,
-            tolerance_grad=gradient_tolerance * _SCALE,
-            tolerance_change=0.0,
-            line_search_fn=search,
+    optimizer = torch.optim.LBFGS(parameters, history_size=50, tolerance_change=0.0)
+    steps, resolved = 0, 10 * torch.finfo(parameters[0].dtype).eps ** 0.5
+    for search, tolerance in (("strong_wolfe", max(resolved, gradient_tolerance)), (None, gradient_tolerance)):
+        left = iterations - steps
+        optimizer.param_groups[0].update(
+            line_search_fn=search, tolerance_grad=_SCALE * tolerance, max_iter=left, max_eval=2 * left
         )
         optimizer.step(objective)  # type: ignore[no-untyped-call]
-        steps += int(optimizer.state[parameters[0]]["n_iter"])
-        objective()
-        largest = max(float(p.grad.abs().max()) for p in parameters if p.grad is not None) / _SCALE
-        if largest <= gradient_tolerance:
-            break
+        steps = int(optimizer.state[parameters[0]]["n_iter"])
+    objective()
+    largest = max(float(p.grad.abs().max()) for p in parameters if p.grad is not None) / _SCALE
     if not largest <= gradient_tolerance:
         raise InputError(
             f"the gradient is still {largest:.1e} after {steps} iterations (wanted {gradient_tolerance:.1e}); use "
@@ -91,7 +85,7 @@ def train_to_optimum(
     record = TrainingRecord(
         optimizer="lbfgs",
         lr=1.0,
-        steps=steps,
+        steps=max(1, steps),
         weight_decay=weight_decay,
         task=the_task.name,
         data_fingerprint=data.fingerprint,

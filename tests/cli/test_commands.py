@@ -1,0 +1,198 @@
+"""Commands: what they print, their exit codes, and bad input in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from unlearn.cli import main
+from unlearn.cli.main import cli
+
+Unlearn = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def unlearn(capsys: pytest.CaptureFixture[str]) -> Unlearn:
+    """Run the command line in this process: (exit code, standard output, standard error)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def run_copy(tiny_run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def commands() -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, command in cli.commands.items():
+        found[name] = command
+        for child, inner in getattr(command, "commands", {}).items():
+            found[f"{name} {child}"] = inner
+    return found
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_has_help_with_an_example_within_80_columns(unlearn: Unlearn, name: str) -> None:
+    code, out, _ = unlearn(*name.split(), "--help")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    if not hasattr(commands()[name], "commands"):
+        assert "unlearn " + name in out.split("Example", 1)[1]
+
+
+def test_recipe_list_and_show(unlearn: Unlearn) -> None:
+    code, out, _ = unlearn("recipe", "list")
+    assert code == 0
+    assert "mnist5k-relabel" in out
+    code, out, _ = unlearn("recipe", "show", "digits-quick")
+    assert 'source = "digits"' in out
+    assert "digits-quick" in json.loads(unlearn("recipe", "list", "--json")[1])
+
+
+def test_the_whole_recipe_prints_a_verdict_and_strict_exits_with_it(
+    unlearn: Unlearn, tiny_recipe: Path, run_copy: Path
+) -> None:
+    code, out, _ = unlearn("recipe", "run", tiny_recipe, "--out", run_copy, "--resume")
+    assert code == 0
+    assert "verdict: " in out
+    assert max(len(line) for line in out.splitlines() if not line.startswith("report: ")) <= 80
+    verdict = json.loads((run_copy / "verdict.json").read_text())
+    code, _, _ = unlearn("recipe", "run", tiny_recipe, "--out", run_copy, "--resume", "--strict")
+    assert code == {"pass": 0, "fail": 1, "undecided": 3}[verdict["outcome"]]
+    code, out, _ = unlearn("recipe", "run", tiny_recipe, "--out", run_copy, "--resume", "--json")
+    assert json.loads(out)["verdict"]["outcome"] == verdict["outcome"]
+
+
+def test_stage_by_stage(unlearn: Unlearn, tiny_recipe: Path, tiny_run: Path, tmp_path: Path) -> None:
+    """The single commands write the same bytes as the whole recipe."""
+    folder = tmp_path / "stages"
+    code, out, _ = unlearn("train", tiny_recipe, "--out", folder)
+    assert code == 0
+    assert "test accuracy" in out
+    code, out, _ = unlearn("detect", folder, "--top", 3)
+    assert code == 0
+    assert "suggested" in out
+    assert (folder / "decisions.csv").read_bytes() == (tiny_run / "decisions.csv").read_bytes()
+    code, out, _ = unlearn("repair", "apply", folder, folder / "decisions.csv", "--json")
+    assert code == 0
+    assert json.loads(out)["method"] == "rewind-newton-replay"
+    assert (folder / "edited.safetensors").read_bytes() == (tiny_run / "edited.safetensors").read_bytes()
+    code, out, _ = unlearn("verify", folder, "--references", 2, "--json")
+    outcome = json.loads(out)["outcome"]
+    assert code == {"pass": 0, "fail": 1, "undecided": 3}[outcome]
+
+
+def test_detect_another_method(unlearn: Unlearn, run_copy: Path) -> None:
+    (run_copy / "scores-loss.csv").unlink()
+    code, out, _ = unlearn("detect", run_copy, "--method", "loss", "--json")
+    assert code == 0
+    assert len(json.loads(out)["top"]) == 20
+    assert (run_copy / "scores-loss.csv").exists()
+
+
+def test_repair_by_hand_keeps_the_run_consistent(unlearn: Unlearn, run_copy: Path) -> None:
+    """Rejects an edit beside decisions, verdict or report of another one."""
+    ids = [line.split(",")[0] for line in (run_copy / "decisions.csv").read_text().splitlines()[2:5]]
+    code, _, err = unlearn("repair", "remove", run_copy, *ids)
+    assert code == 2
+    assert "--replace" in err
+    code, out, _ = unlearn("repair", "remove", run_copy, *ids, "--replace", "--budget", 0)
+    assert code == 0
+    assert "remove of 3 rows by newton" in out
+    assert not (run_copy / "verdict.json").exists()
+    assert not (run_copy / "report.html").exists()
+    assert {line.split(",")[1] for line in (run_copy / "decisions.csv").read_text().splitlines()[2:]} == {"remove"}
+    code, out, _ = unlearn("verify", run_copy, "--references", 0)
+    assert code == 3
+    assert "UNDECIDED" in out
+
+
+BAD = {
+    "unknown recipe": (["recipe", "run", "mnist5k-relable"], "did you mean 'mnist5k-relabel'"),
+    "unknown command": (["recipe", "rum"], "rum"),
+    "no run": (["detect", "NOWHERE"], "no run"),
+    "unknown method": (["detect", "RUN", "--method", "los"], "did you mean 'loss'"),
+    "unknown id": (["repair", "remove", "RUN", "nobody", "--replace"], "'nobody'"),
+    "id twice": (["repair", "remove", "RUN", "ID", "ID", "--replace"], "twice"),
+    "label outside": (["repair", "relabel", "RUN", "ID=10", "--replace"], "outside the classes 0..9"),
+    "no label": (["repair", "relabel", "RUN", "ID", "--replace"], "ID=LABEL"),
+    "present label": (["repair", "relabel", "RUN", "ID=GIVEN", "--replace"], "already"),
+    "no decisions file": (["repair", "apply", "RUN", "nothing.csv", "--replace"], "nothing.csv"),
+    "negative damping": (["repair", "remove", "RUN", "ID", "--replace", "--damping", "-1"], "damping"),
+    "a file as folder": (["recipe", "run", "RECIPE", "--out", "RECIPE"], "choose"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line_with_exit_2_and_changes_nothing(
+    unlearn: Unlearn, case: str, tiny_recipe: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    from unlearn.pipeline import Run
+
+    rows = Run.open(tiny_run).data
+    names = {"RUN": str(tiny_run), "RECIPE": str(tiny_recipe), "NOWHERE": str(tmp_path / "no")}
+    words, message = BAD[case]
+    given = str(int(rows.labels[0]))
+    filled = [names.get(word, word.replace("ID", rows.ids[0]).replace("GIVEN", given)) for word in words]
+    before = {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")}
+    code, out, err = unlearn(*filled)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err + out
+    assert len([line for line in err.splitlines() if line.startswith(("error:", "Error:"))]) == 1
+    assert {path: path.stat().st_mtime_ns for path in tiny_run.rglob("*")} == before
+
+
+def test_removing_a_whole_class_is_refused_unless_asked(unlearn: Unlearn, run_copy: Path) -> None:
+    from unlearn.pipeline import Run
+
+    rows = Run.open(run_copy).data
+    ids = [row for row, label in zip(rows.ids, rows.labels.tolist(), strict=True) if label == 0]
+    code, _, err = unlearn("repair", "remove", run_copy, *ids, "--replace")
+    assert code == 2
+    assert "class 0" in err
+    code, _, _ = unlearn("repair", "remove", run_copy, *ids, "--replace", "--allow-empty-class", "--budget", 0)
+    assert code == 0
+
+
+def test_damaged_and_foreign_files_are_named(unlearn: Unlearn, run_copy: Path, tiny_run: Path) -> None:
+    data = bytearray((run_copy / "original.safetensors").read_bytes())
+    data[-5] ^= 1
+    (run_copy / "original.safetensors").write_bytes(bytes(data))
+    code, _, err = unlearn("repair", "apply", run_copy, run_copy / "decisions.csv", "--replace")
+    assert code == 2
+    assert "original.safetensors" in err
+    shutil.copy(tiny_run / "edited.safetensors", run_copy / "original.safetensors")
+    (run_copy / "scores-gif.csv").unlink()
+    code, _, err = unlearn("detect", run_copy, "--method", "gif")
+    assert code == 2
+    assert "curvature belongs to" in err
+
+
+def test_a_device_that_is_not_there_is_bad_input(unlearn: Unlearn, run_copy: Path) -> None:
+    code, _, err = unlearn("repair", "apply", run_copy, run_copy / "decisions.csv", "--replace", "--device", "cuda:9")
+    assert code == 2
+    assert "cuda:9" in err
+
+
+def test_an_interrupt_exits_130(unlearn: Unlearn, run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unlearn import pipeline
+
+    monkeypatch.setattr(pipeline.Run, "open", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert unlearn("detect", run_copy)[0] == 130
+    monkeypatch.setattr(pipeline.Run, "open", lambda *a, **k: 1 / 0)
+    code, _, err = unlearn("detect", run_copy)
+    assert code == 4
+    assert "internal error" in err

@@ -1,0 +1,48 @@
+"""Recipes: what is refused, and in which words."""
+
+import pytest
+
+from unlearn.errors import RecipeError
+from unlearn.recipe import load_recipe, parse_recipe
+
+GOOD = '[data]\nsource = "digits"\n[model]\nname = "mlp"\n'
+
+BAD = {
+    "unknown key": ('name = "x"\n' + GOOD + "[train]\nepoch = 3\n", r"'train.epoch'; did you mean 'epochs'"),
+    "unknown section": ('name = "x"\n' + GOOD + "[verfy]\n", r"'verfy'; did you mean 'verify'"),
+    "unknown noise key": (
+        'name = "x"\n[data]\nsource = "digits"\nnoise = { rate = 0.1, sed = 1 }\n[model]\nname = "mlp"\n',
+        "'data.noise.sed'",
+    ),
+    "bad value": ('name = "x"\n' + GOOD + "[train]\nlr = -1\n", r"'train.lr' is -1"),
+    "bad choice": ('name = "x"\n' + GOOD + '[repair]\naction = "erase"\n', r"'repair.action' is 'erase'"),
+    "missing": (GOOD, "'name' is missing"),
+    "no TOML": ("name = ", "not valid TOML"),
+    "internal key": ('name = "x"\ntext = "y"\n' + GOOD, "unknown key 'text'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_recipe_is_refused_in_one_line(case: str) -> None:
+    text, message = BAD[case]
+    with pytest.raises(RecipeError, match=message) as caught:
+        parse_recipe(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'mnist5k-relabel'"):
+        load_recipe("mnist5k-relable")
+
+
+def test_a_recipe_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"nothing\.toml"):
+        load_recipe("nothing.toml")
+
+
+def test_seeds_are_apart() -> None:
+    recipe = load_recipe("mnist5k-relabel")
+    assert recipe.data.noise is not None
+    assert {"split_seed"} <= set(type(recipe.data).model_fields)
+    assert {"noise_seed"} <= set(type(recipe.data.noise).model_fields)
+    assert {"train_seed"} <= set(type(recipe.train).model_fields)
