@@ -162,6 +162,7 @@ class Run:
             cost=Cost(*(facts["cost"][name] for name in ("factors", "solve", "replay"))),
             before=facts["before"],
             after=facts["after"],
+            budget=facts["budget"],
             start_step=facts["start_step"],
             notes=tuple(facts["notes"]),
         )
@@ -228,8 +229,8 @@ def compute_scores(run: Run, method: str) -> detect.Scores:
     return score(model, run.data, curvature=run.curvature(), weight_decay=record.weight_decay, task=record.task)
 
 
-SCORE_COSTS = {"margin-trajectory": 0.0, "loss": 1 / 3, "self-influence": 1.0, "gif": 1.0}
 FIT_COST = 2.0
+SCORE_COSTS = {"margin-trajectory": 0.0, "loss": 1 / 3, "self-influence": FIT_COST + 1, "gif": FIT_COST + 1}
 
 
 def suggestions_of(run: Run) -> dict[str, int]:
@@ -265,7 +266,6 @@ def detect_stage(run: Run) -> None:
         {
             "method": section.method,
             "scores": table,
-            "fit_cost_epochs": FIT_COST,
             "cutoff": {
                 "how": cutoff.how,
                 "count": len(cutoff.ids),
@@ -316,7 +316,7 @@ def write_edit(run: Run, edit: Edit) -> None:
         name: {} if shown is None else dict(zip(shown.ids, predict(model, shown).argmax(1).tolist(), strict=True))
         for name, model in (("before", edit.original), ("after", edit.model))
     }
-    run.write("edit.json", {**edit.to_dict(), "budget": run.recipe.repair.budget, "predictions": predictions})
+    run.write("edit.json", {**edit.to_dict(), "predictions": predictions})
     save_checkpoint(
         run.folder / "edited.safetensors",
         edit.model,

@@ -62,7 +62,7 @@ class TrainSection(_Section):
     step_factor: float = Field(default=0.1, gt=0)
     epochs: int = Field(default=15, gt=0)
     batch_size: int = Field(default=128, gt=0)
-    train_seed: int = 0
+    train_seed: int = Field(default=0, ge=0)
     snapshot_epochs: Literal["every"] | list[int] = "every"
 
 

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from repair_cases import flat, gradient_size, training_objective, weights_of
+from repair_cases import gradient_size, training_objective, weights_of
 from torch import Tensor, nn
 
 from unlearn.data import Rows, load_data
@@ -52,9 +52,8 @@ def _retrained(rows: Rows) -> nn.Module:
         hessian = torch.cat(
             [torch.cat([b.reshape(w.numel(), -1) for b in row], 1) for w, row in zip(weights, blocks, strict=True)]
         )
-        gradient = flat(
-            dict(zip(names, torch.autograd.grad(training_objective(model, rows, DECAY), model.parameters())))
-        )
+        parts = torch.autograd.grad(training_objective(model, rows, DECAY), list(model.parameters()))
+        gradient = torch.cat([part.reshape(-1) for part in parts])
         step = torch.linalg.solve(hessian, gradient).split([w.numel() for w in weights])
         with torch.no_grad():
             for p, part in zip(model.parameters(), step, strict=True):
@@ -69,7 +68,7 @@ def _changes(rows: Rows, count: int, kind: str) -> Changes:
     return Changes(tuple(chosen[:removed]), flipped)
 
 
-# measured: at most 2e-13 (1e-7 against L-BFGS alone, which stops where the loss no longer falls in float64)
+# measured: at most 5e-15
 @pytest.mark.parametrize(
     ("count", "kind"),
     [(1, "remove"), (1, "relabel")] + [(count, kind) for count in (20, 200) for kind in ("remove", "relabel", "mixed")],
@@ -82,7 +81,6 @@ def test_logistic_regression_is_retrained(
     edit = apply_changes(model, rows, changes, record=record)
     wanted, before = weights_of(_retrained(changes.apply(rows))), weights_of(model)
     error = float((weights_of(edit.model) - wanted).norm() / wanted.norm())
-    print(f"convex {kind} {count}: {error:.1e}")  # noqa: T201
     assert error < 1e-6
     assert float((before - wanted).norm() / wanted.norm()) > 1e-4  # or nothing was asked for
     assert edit.notes == ()
@@ -122,9 +120,8 @@ def _line(decay: float) -> tuple[nn.Module, Rows, TrainingRecord]:
 def _normal_equations(rows: Rows, decay: float) -> Tensor:
     inputs, labels = rows.batch(torch.arange(len(rows)))
     x = torch.cat([inputs, torch.ones(len(rows), 1, dtype=torch.float64)], 1)
-    solved = torch.linalg.solve(
-        x.T @ x / len(rows) + decay * torch.eye(x.shape[1], dtype=torch.float64), x.T @ labels / len(rows)
-    )
+    gram = x.T @ x / len(rows) + decay * torch.eye(x.shape[1], dtype=torch.float64)
+    return torch.linalg.solve(gram, x.T @ labels / len(rows))
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.05])
@@ -150,12 +147,12 @@ def test_deep_net_reaches_a_stationary_point_of_the_edited_objective(kind: str) 
     with torch.random.fork_rng():
         torch.manual_seed(0)
         start = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 2)).double()
-    model, record = train_to_optimum(start, rows, weight_decay=0.02, gradient_tolerance=1e-7)
-    ids = [str(i) for i in range(0, 60, 6)]
+    model, record = train_to_optimum(start, rows, weight_decay=0.05, gradient_tolerance=1e-7)
+    ids = [str(i) for i in range(0, 60, 20)]
     changes = Changes(tuple(ids)) if kind == "remove" else Changes((), {i: 1 - int(labels[int(i)]) for i in ids})
     edit = apply_changes(copy.deepcopy(model), rows, changes, record=record)
-    before = gradient_size(model, edit.edited_data, 0.02)
-    after = gradient_size(edit.model, edit.edited_data, 0.02)
+    before = gradient_size(model, edit.edited_data, 0.05)
+    after = gradient_size(edit.model, edit.edited_data, 0.05)
     assert before > 1e-3
     assert after < 1e-6 * before, [step.to_dict() for step in edit.steps]
 

@@ -125,7 +125,7 @@ def test_what_can_not_be_replayed_is_refused(tmp_path: Path):
     other = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
     with pytest.raises(RecordError, match="a snapshot does not fit the model"):
         replay(other, rows_of(), record, start=12, snapshot=record.snapshot(12))
-    with pytest.raises(RecordError, match=r"a snapshot does not fit the model: .*momentum_buffer of \(5, 4\)"):
+    with pytest.raises(RecordError, match=r"a snapshot does not fit the model: it has momentum_buffer of .* for "):
         replay(nn.Linear(4, 3), rows_of(), record, start=12, snapshot=record.snapshot(12))
     with pytest.raises(RecordError, match="a snapshot does not fit the model"):
         record.snapshot(12).restore(other)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 
 import click
 
@@ -41,7 +40,6 @@ for command in (recipe, train, detect, repair, verify, checkpoint):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     try:
         result = cli.main(args=arguments, prog_name="unlearn", standalone_mode=False)
         code = result if isinstance(result, int) else 0

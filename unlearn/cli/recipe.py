@@ -96,7 +96,7 @@ def _print_report(report: dict[str, Any]) -> None:
         )
     keys = ("method", "auroc", "average_precision", "cost_epochs")
     print_table(
-        "detectors (cost in training epochs)",
+        "detectors (cost in training epochs, with the curvature's fit)",
         ["score", "AUROC", "average precision", "cost"],
         [[row.get(key) for key in keys] for row in found["scores"]],
     )

@@ -8,6 +8,7 @@ Axes: g group, b sample, t position, i inputs, o outputs, c Fisher column.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from unlearn.curvature.layers import Layer
 from unlearn.curvature.taps import tap
 from unlearn.data import DEFAULT_BATCH, Rows
+from unlearn.progress import track
 from unlearn.tasks import Task
 
 FisherKind = Literal["sampled", "exact"]
@@ -58,7 +60,9 @@ class FisherStream:
 
     def __iter__(self) -> Iterator[LayerBatch]:
         device = self.model.get_parameter(self.layers[0].weight).device
-        for positions, inputs, labels in self.rows.batches(self.batch_size, device):
+        batches = self.rows.batches(self.batch_size, device)
+        total = math.ceil(len(self.rows) / self.batch_size)
+        for positions, inputs, labels in track(batches, "fitting curvature", total):
             with tap(self.model, self.layers) as taps:
                 outputs = self.model(inputs)
                 self.task.check(outputs.detach(), labels)

@@ -6,6 +6,9 @@ output Fisher (arXiv 1412.1193, section 6): one Jacobian-vector and one vector-J
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -20,6 +23,11 @@ from unlearn.modes import evaluation
 from unlearn.tasks import Task, get_task
 
 ROW_PRODUCT_COST = 4
+
+# The first forward-mode derivative loads this module of torch, which warns of torch's own use of torch.jit.script.
+with warnings.catch_warnings(), contextlib.suppress(ImportError):
+    warnings.simplefilter("ignore", FutureWarning)
+    importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
 class GaussNewton:

@@ -5,6 +5,7 @@ Axes: g group, b sample, t position, i inputs, o outputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from unlearn.curvature.layers import Layer
 from unlearn.curvature.taps import tap
 from unlearn.data import DEFAULT_BATCH, as_rows
+from unlearn.progress import track
 from unlearn.tasks import Task, get_task
 
 LayerGradients = dict[str, tuple[Tensor, Tensor]]
@@ -53,7 +55,8 @@ def layer_gradients(
     """
     rows, loss = as_rows(data), get_task(task)
     device = model.get_parameter(layers[0].weight).device
-    for positions, inputs, labels in rows.batches(batch_size, device):
+    total = math.ceil(len(rows) / batch_size)
+    for positions, inputs, labels in track(rows.batches(batch_size, device), "scoring", total):
         with tap(model, layers) as taps:
             outputs = model(inputs)
             values = outputs.detach()

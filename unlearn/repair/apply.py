@@ -29,7 +29,7 @@ FACTOR_SHARE = 4
 OPERATOR_SHARE = 8
 MOST_ROWS = 4096
 LEAST_ROWS = 128
-OPTIMUM_STEPS = 50
+OPTIMUM_STEPS = 200
 EPOCH_COST = 3
 FACTOR_COST = 6
 
@@ -179,6 +179,7 @@ def apply_changes(
         cost=Cost(FACTOR_COST * factor_rows / epoch, solve_cost / epoch, EPOCH_COST * replayed / epoch),
         before=_measure(model, rows, changes, the_task),
         after=_measure(moved, rows, changes, the_task),
+        budget=budget,
         start_step=start,
         notes=tuple(notes),
     )
@@ -228,6 +229,11 @@ def _newton(
     if taken and not taken[-1].accepted:
         notes.append(
             f"Newton step {len(taken)} was not accepted: the objective did not fall; weights stay as before it"
+        )
+    elif converge and len(taken) == OPTIMUM_STEPS:
+        notes.append(
+            f"not converged to retraining after {OPTIMUM_STEPS} Newton steps: the gradient fell from "
+            f"{taken[0].gradient_norm:.1e} to {taken[-1].gradient_norm:.1e}"
         )
     return load_weights(place, weights), tuple(taken), factor_rows, objective.cost
 

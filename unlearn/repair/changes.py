@@ -23,7 +23,7 @@ class Changes:
 
     Attributes:
         removed: ids.
-        relabelled: new label by id.
+        relabelled: new label by id; numbers of NumPy and torch become Python's.
 
     >>> changes = Changes(removed=("a",), relabelled={"b": 3})
     >>> changes.ids, changes.action
@@ -32,6 +32,10 @@ class Changes:
 
     removed: tuple[str, ...] = ()
     relabelled: Mapping[str, int | float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        numbers = {row: label.item() if hasattr(label, "item") else label for row, label in self.relabelled.items()}
+        object.__setattr__(self, "relabelled", numbers)
 
     @property
     def ids(self) -> tuple[str, ...]:

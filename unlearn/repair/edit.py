@@ -56,6 +56,7 @@ class Edit:
         cost: in training epochs.
         before: loss and phi at the old label of the changed rows, loss and accuracy of the others, in the original.
         after: the same in the edited model.
+        budget: training epochs that might be replayed.
         start_step: the training step whose snapshot was edited; None for the final weights.
         notes: what a reader should know, such as a step that was not accepted.
     """
@@ -70,6 +71,7 @@ class Edit:
     cost: Cost
     before: dict[str, float]
     after: dict[str, float]
+    budget: float = 0.0
     start_step: int | None = None
     notes: tuple[str, ...] = ()
 
@@ -85,6 +87,7 @@ class Edit:
             "action": self.changes.action,
             "removed": len(self.changes.removed),
             "relabelled": len(self.changes.relabelled),
+            "budget": self.budget,
             "start_step": self.start_step,
             "steps": [step.to_dict() for step in self.steps],
             "cost": self.cost.to_dict(),

@@ -70,7 +70,7 @@ class EditedObjective:
         self.start: Vector = {name: self.model.get_parameter(name).detach().clone() for name in self.names}
         self.cost = 0
         self._reference: Tensor | None = None
-        self._cotangents: Tensor | None = None
+        self._changes: Tensor | None = None
 
     def regulariser(self, vector: Vector) -> Vector:
         """Return (w + d) v."""
@@ -142,31 +142,25 @@ class EditedObjective:
         return 0.5 * quadratic - self._removed_pull() * pull
 
     def _changed_terms(self, weights: Vector) -> Iterator[Tensor]:
-        """Yield c_i . f_i / n' of the changed rows; the first time, at theta_0, the c_i are taken from the outputs."""
+        """Yield c_i . f_i / n' of the changed rows."""
         device = next(iter(weights.values())).device
-        found: list[Tensor] = []
-        for positions, inputs, labels in self.changed.batches(self.batch_size, device):
+        for positions, inputs, _ in self.changed.batches(self.batch_size, device):
             outputs = self._run(weights, inputs)
-            if self._cotangents is None:
-                found.append(self._cotangent(positions, outputs.detach(), labels))
-                cotangent = found[-1]
-            else:
-                cotangent = self._cotangents[positions.to(device)]
-            yield (cotangent * outputs).sum() / len(self.edited)
-        if self._cotangents is None:
-            self._cotangents = torch.cat(found)
+            yield (self._output_changes()[positions].to(outputs) * outputs).sum() / len(self.edited)
 
-    def _cotangent(self, positions: Tensor, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return c_i of these changed rows; in ``changes.ids`` the removed rows come first."""
-        self.task.check(outputs, labels)
-        old = self.task.output_gradient(outputs, labels)
-        new = torch.zeros_like(old)
-        relabelled = positions >= len(self.changes.removed)
-        if relabelled.any():
-            ids = [self.changes.ids[i] for i in positions[relabelled].tolist()]
-            at = relabelled.to(outputs.device)
-            new[at] = self.task.output_gradient(outputs[at], self.edited.only(ids).labels.to(outputs.device))
-        return new - old
+    def _output_changes(self) -> Tensor:
+        """Return c_i of the changed rows, from the outputs at theta_0; in ``changes.ids`` the removed come first."""
+        if self._changes is None:
+            outputs, labels = predict(self.model, self.changed, batch_size=self.batch_size), self.changed.labels
+            self.cost += len(self.changed)
+            self.task.check(outputs, labels)
+            new = torch.zeros_like(outputs)
+            if self.changes.relabelled:
+                relabelled = slice(len(self.changes.removed), None)
+                new_labels = self.edited.only(self.changes.relabelled).labels
+                new[relabelled] = self.task.output_gradient(outputs[relabelled], new_labels)
+            self._changes = new - self.task.output_gradient(outputs, labels)
+        return self._changes
 
     def _reference_outputs(self) -> Tensor:
         if self._reference is None:

@@ -33,19 +33,19 @@ class Trajectory:
     logits: Tensor
     count: Tensor
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write as safetensors."""
         tensors = {"margin": self.margin, "logits": self.logits, "count": self.count}
         write_atomically(path, save(tensors, {"version": "1", "ids": json.dumps(self.ids)}))
 
     @classmethod
-    def load(cls, path: Path) -> Trajectory:
+    def load(cls, path: str | Path) -> Trajectory:
         """Read what :meth:`save` wrote.
 
         Raises:
             RecordError: missing or damaged file.
         """
-        if not path.exists():
+        if not Path(path).exists():
             raise RecordError(f"no trajectory at {path}: train with a recorder, or choose another detector")
         try:
             with safe_open(path, "pt") as file:

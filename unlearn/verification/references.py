@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from unlearn.atomic import make_folder, write_atomically
 from unlearn.checkpoint.digests import canonical_json, sha256_of_tensors
@@ -163,7 +163,7 @@ class _Store:
         own = (
             None if train is None else f"{train.__module__}.{getattr(train, '__qualname__', type(train).__qualname__)}"
         )
-        self.about = canonical_json({**about, "architecture": str(model), "train": own})
+        self.about = {**about, "architecture": str(model), "train": own}
         self.trained = 0
 
     def get(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
@@ -177,15 +177,19 @@ class _Store:
         self.trained += 1
         if path is not None:
             tensors = {key: value.detach().cpu().contiguous().clone() for key, value in made.state_dict().items()}
-            write_atomically(path, save(tensors, {"about": self.about, "tensors_sha256": sha256_of_tensors(tensors)}))
+            write_atomically(path, save(tensors, self._metadata(tensors)))
         return made
+
+    def _metadata(self, tensors: dict[str, Tensor]) -> dict[str, str]:
+        """Return one entry: safetensors writes several in no fixed order."""
+        return {"unlearn": canonical_json({**self.about, "tensors_sha256": sha256_of_tensors(tensors)})}
 
     def _read(self, path: Path) -> nn.Module | None:
         try:
             with safe_open(path, "pt") as file:
-                said = file.metadata() or {}
+                said = file.metadata()
             tensors = load_file(path)
-            if said != {"about": self.about, "tensors_sha256": sha256_of_tensors(tensors)}:
+            if said != self._metadata(tensors):
                 return None
             model = copy.deepcopy(self.model)
             model.load_state_dict(tensors)

@@ -13,8 +13,8 @@ used: a draw that picks one reference K times has no floor (one draw in nine for
 are too narrow (up to 8 % false passes and 40 % false fails at r = tolerance). Two references have one difference and no
 jackknife: s_references is then that of a single squared normal number, which decides only extreme cases.
 
-Level, by simulation (``tests/verify/test_verdict.py`` runs it in reduced form): normal noise of retrains, a share of
-its variance moving all rows of a retrain together. At r = tolerance and K = 3, 5, 8 at most 5 % of verdicts on one
+Level, by simulation (``tests/verification/test_verdict.py`` runs it in reduced form): normal noise of retrains, a part
+of its variance moving all rows of a retrain together. At r = tolerance and K = 3, 5, 8 at most 5 % of verdicts on one
 group were false passes (7 % where 20 rows stand for others like them; a statement about fewer rows is about those rows
 only). The lower bound is weaker where much of the noise is shared: up to 18 % false fails at r = tolerance, 4 % at
 r = 1.
