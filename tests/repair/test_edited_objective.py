@@ -128,8 +128,8 @@ def test_value_and_gradient_everywhere(kind: str, sample: int | None, with_metri
     weights = {name: value.requires_grad_() for name, value in elsewhere(objective).items()}
     wanted = slow_objective(model, rows, changes, damping, weights, objective.rows)
     value, gradient = objective.value_and_gradient(weights)
-    assert value == pytest.approx(float(wanted), rel=1e-11)
-    assert objective.value(weights) == pytest.approx(float(wanted), rel=1e-11)
+    assert value == pytest.approx(wanted.item(), rel=1e-11)
+    assert objective.value(weights) == pytest.approx(wanted.item(), rel=1e-11)
     slow = torch.autograd.grad(wanted, list(weights.values()))
     torch.testing.assert_close(flat(gradient), torch.cat([part.reshape(-1) for part in slow]), rtol=1e-9, atol=1e-12)
 
@@ -187,7 +187,7 @@ def test_full_is_the_edited_training_objective(kind: str) -> None:
     weights = elsewhere(objective)
     moved = load_weights(model, weights)
     value, gradient = objective.value_and_gradient(weights)
-    assert value == pytest.approx(float(training_objective(moved, changes.apply(rows), DECAY)), rel=1e-12)
+    assert value == pytest.approx(training_objective(moved, changes.apply(rows), DECAY).item(), rel=1e-12)
     assert float(flat(gradient).norm()) == pytest.approx(gradient_size(moved, changes.apply(rows), DECAY), rel=1e-10)
 
 
@@ -200,7 +200,7 @@ def test_linear_model_at_its_optimum_has_the_edited_training_objective_up_to_a_c
     weights = elsewhere(objective)
     edited = changes.apply(rows)
     rise = training_objective(load_weights(model, weights), edited, DECAY) - training_objective(model, edited, DECAY)
-    assert objective.value(weights) - objective.at_start()[0] == pytest.approx(float(rise), rel=1e-6)
+    assert objective.value(weights) - objective.at_start()[0] == pytest.approx(rise.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("full", [False, True])

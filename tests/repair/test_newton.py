@@ -213,3 +213,14 @@ def test_falls_below_the_rounding_of_float32_are_not_taken_for_refusals() -> Non
     assert edit.steps[0].length == 1.0
     assert edit.steps[0].actual == edit.steps[0].predicted  # not measured
     assert not same_bits(edit.model, model)
+
+
+@pytest.mark.parametrize(("share", "accepted"), [(0.0, False), (0.05, False), (0.2, True)])
+def test_a_fall_must_be_a_tenth_of_the_promise(monkeypatch: pytest.MonkeyPatch, share: float, accepted: bool) -> None:
+    """At full length the promise is half the slope; E that stays as it is, is no success."""
+    model, rows = tiny()
+    changes = TINY_CHANGES["relabel"]
+    promise = apply_changes(model, rows, changes, damping=2.0, weight_decay=DECAY).steps[0].predicted
+    monkeypatch.setattr(EditedObjective, "value", lambda self, weights: self.at_start()[0] + share * promise)
+    (step,) = apply_changes(model, rows, changes, damping=2.0, weight_decay=DECAY).steps
+    assert (step.length == 1.0) == accepted
