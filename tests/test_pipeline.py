@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from unlearn import pipeline
 from unlearn.errors import FolderError, InputError, RecordError
-from unlearn.pipeline import Run, run_stages
+from unlearn.pipeline import Run, run_stages, stages
 from unlearn.recipe import load_recipe, parse_recipe
 from unlearn.repair import Changes
 
@@ -52,7 +51,7 @@ def test_a_killed_run_goes_on_without_redoing_finished_stages(
     run = copy_of(tiny_run, tmp_path)
     for name in ("edited.safetensors", "verdict.json", "report.json", "report.html"):
         (run.folder / name).unlink()
-    monkeypatch.setattr(pipeline, "train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(stages, "train", lambda *a, **k: pytest.fail("trained again"))
     told: dict[str, float | None] = {}
     run_stages(Run.create(run.folder, load_recipe(str(tiny_recipe)), resume=True), tell=told.__setitem__)
     assert {stage for stage, seconds in told.items() if seconds is None} == {"train", "detect", "decide"}
@@ -65,7 +64,7 @@ def test_a_stage_that_dies_leaves_no_marker(tiny_run: Path, tmp_path: Path, monk
     run = copy_of(tiny_run, tmp_path)
     for name in ("edited.safetensors", "edit.json"):
         (run.folder / name).unlink()
-    monkeypatch.setattr(pipeline, "save_checkpoint", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(stages, "save_checkpoint", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run_stages(run, until="repair")
     assert not (run.folder / "edited.safetensors").exists()
@@ -133,6 +132,28 @@ def test_a_missing_stage_and_a_missing_snapshot_are_named(tiny_run: Path, tmp_pa
     with pytest.raises(RecordError, match="missing"):
         run_stages(Run.open(run.folder), until="repair")
     assert not (run.folder / "edited.safetensors").exists()
+
+
+def test_decisions_changed_after_the_edit_are_refused(tiny_run: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    """Rejects a verdict that speaks of other rows than decisions.csv names."""
+    run = copy_of(tiny_run, tmp_path)
+    text = (run.folder / "decisions.csv").read_text().splitlines()
+    (run.folder / "decisions.csv").write_text("\n".join(text[:-1]) + "\n")
+    with pytest.raises(FolderError, match="--replace"):
+        run_stages(Run.create(run.folder, load_recipe(str(tiny_recipe)), resume=True))
+    with pytest.raises(FolderError, match="changed after the edit"):
+        run.edit()
+
+
+def test_rows_a_person_kept_stay_in_the_decisions_file(tiny_run: Path, tmp_path: Path) -> None:
+    run = copy_of(tiny_run, tmp_path)
+    for name in ("edited.safetensors", "edit.json"):
+        (run.folder / name).unlink()
+    lines = (run.folder / "decisions.csv").read_text().splitlines()
+    first = lines[2].split(",")[0]
+    (run.folder / "decisions.csv").write_text("\n".join([*lines[:2], f"{first},keep,", *lines[3:]]) + "\n")
+    run_stages(Run.open(run.folder), until="repair")
+    assert f"{first},keep," in (run.folder / "decisions.csv").read_text()
 
 
 def test_a_count_is_the_users_option(tiny_recipe: Path, tmp_path: Path) -> None:

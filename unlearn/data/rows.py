@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from unlearn.data import draws
 from unlearn.errors import InputError, RowNotFoundError, some
 
 DEFAULT_BATCH = 256
@@ -212,6 +213,11 @@ class Rows(Dataset[tuple[Tensor, Tensor]]):
     def only(self, ids: Iterable[str]) -> Rows:
         """Return the view of the rows with these ids, in their order."""
         return self.at(self.positions(ids))
+
+    def sample(self, count: int, seed: int = 0, stream: str = "sample") -> Rows:
+        """Return the view of ``count`` rows drawn by id (all, if there are fewer), in the order of these rows."""
+        chosen = torch.from_numpy(draws.permutation(seed, self.ids, stream)[:count].copy())
+        return self.at(chosen.sort().values)
 
     def without(self, ids: Iterable[str]) -> Rows:
         """Return the view without these rows; the others keep their ids and order.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -41,6 +43,12 @@ class Changes:
     def ids(self) -> tuple[str, ...]:
         """All changed rows, the removed first."""
         return (*self.removed, *self.relabelled)
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of what is asked for, whatever the order of the rows."""
+        asked = [sorted(self.removed), sorted(self.relabelled.items())]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     @property
     def action(self) -> str:

@@ -49,8 +49,7 @@ def plain_replay(model: nn.Module, data: Rows, record: TrainingRecord, *, epochs
     """
     if record.order is None:
         raise RecordError("the training record has no row order, so nothing can be replayed")
-    seen = (record.order.positions >= 0).sum(1)
-    left = seen.flip(0).cumsum(0).flip(0)
+    left = record.order.rows_left()
     rows = len(record.order.ids)
     far = [step for step in sorted(record.snapshots) if step < record.steps and left[step] >= epochs * rows]
     if not far:

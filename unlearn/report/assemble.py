@@ -48,7 +48,7 @@ def assemble_report(
             row["predicted_before"] = predictions["before"].get(row["id"])
             row["predicted_after"] = predictions["after"].get(row["id"])
     if edit is not None:
-        edit = {key: value for key, value in edit.items() if key not in ("format", "predictions")}
+        edit = {key: value for key, value in edit.items() if key not in ("format", "predictions", "changes_sha256")}
         edit["rows"] = edit["removed"] + edit["relabelled"]
         edit["replay_epochs"] = edit["cost"]["replay"]
     measures = (verdict or {}).pop("measures", [])

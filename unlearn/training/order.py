@@ -67,6 +67,14 @@ class BatchOrder:
         """Return the ids of one step."""
         return [self.ids[i] for i in self.positions[step].tolist() if i != EMPTY]
 
+    def rows_left(self) -> Tensor:
+        """Return how many rows are still to be seen before each step, shape (steps,).
+
+        >>> BatchOrder.from_batches([["a", "b"], ["c"]]).rows_left().tolist()
+        [3, 1]
+        """
+        return (self.positions != EMPTY).sum(1).flip(0).cumsum(0).flip(0)
+
     def on(self, rows: Rows) -> Tensor:
         """Return the order as positions into ``rows``; the places of rows that are not there are empty (-1).
 

@@ -8,9 +8,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,176 +15,20 @@ import torch
 from torch import nn
 
 from unlearn import detect
-from unlearn.atomic import make_folder, write_atomically
+from unlearn.atomic import write_atomically
 from unlearn.checkpoint import save_checkpoint
-from unlearn.curvature import Curvature, fit_curvature, load_curvature
-from unlearn.data import Rows, load_data, pair_noise, symmetric_noise
-from unlearn.errors import FolderError, InputError
-from unlearn.models import build_model
+from unlearn.errors import InputError
+from unlearn.pipeline.run import FORMAT, Run
 from unlearn.predict import predict
-from unlearn.recipe import Recipe, parse_recipe
-from unlearn.repair import Changes, Cost, Edit, Step, apply_changes, fine_tune, plain_replay
+from unlearn.repair import Changes, Edit, apply_changes, fine_tune, plain_replay
 from unlearn.report import assemble_report, render_report
-from unlearn.training import TRAJECTORY_FILE, TrainingRecord, TrainSettings, Trajectory, load_checkpoint, train
+from unlearn.training import train
 from unlearn.verification import Verdict, verify
 
-STAGES = ("train", "detect", "decide", "repair", "verify", "report")
-FORMAT = 1
 SHOWN = 48
 BINS = 60
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder and the recipe in it.
-
-    Attributes:
-        folder: where everything is.
-        recipe: what is done.
-        device: what it is computed on; None for the CPU.
-    """
-
-    folder: Path
-    recipe: Recipe
-    device: str | None = None
-
-    @classmethod
-    def create(cls, folder: str | Path, recipe: Recipe, *, resume: bool = False, device: str | None = None) -> Run:
-        """Make a new run folder, or take up one that holds the same recipe.
-
-        Raises:
-            FolderError: the folder holds a run already, or other files.
-        """
-        path = Path(folder)
-        stored = path / "recipe.toml"
-        if stored.exists():
-            if not resume:
-                raise FolderError(
-                    f"{str(path)!r} holds a run already; pass --resume to go on with it, or another folder"
-                )
-            if stored.read_text() != recipe.text:
-                raise FolderError(
-                    f"{str(path)!r} holds a run of another recipe (or version of it); choose another folder"
-                )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FolderError(f"{str(path)!r} exists and is no run folder; choose a new or empty folder")
-        make_folder(path)
-        if not stored.exists():
-            write_atomically(stored, recipe.text.encode())
-        return cls(path, recipe, device)
-
-    @classmethod
-    def open(cls, folder: str | Path, *, device: str | None = None) -> Run:
-        """Open a run folder.
-
-        Raises:
-            FolderError: it holds no run.
-        """
-        stored = Path(folder) / "recipe.toml"
-        if not stored.exists():
-            raise FolderError(f"{str(folder)!r} holds no run (no recipe.toml); make one with `unlearn train RECIPE`")
-        return cls(Path(folder), parse_recipe(stored.read_text(), str(stored)), device)
-
-    @cached_property
-    def data(self) -> Rows:
-        """Training rows with the recipe's label noise."""
-        section = self.recipe.data
-        rows = load_data(section.source, "train", split_seed=section.split_seed)
-        noise = section.noise
-        if noise is None:
-            return rows
-        if noise.kind == "pairs":
-            pairs = {int(old): new for old, new in noise.pairs.items()}
-            return pair_noise(rows, pairs, noise.rate, noise.noise_seed)
-        return symmetric_noise(rows, noise.rate, noise.noise_seed)
-
-    @cached_property
-    def test(self) -> Rows:
-        """Test rows."""
-        return load_data(self.recipe.data.source, "test", split_seed=self.recipe.data.split_seed)
-
-    @property
-    def settings(self) -> TrainSettings:
-        """Training settings of the recipe."""
-        fields = self.recipe.train.model_dump(exclude={"train_seed", "snapshot_epochs"})
-        return TrainSettings(**fields)
-
-    def build(self) -> nn.Module:
-        """Return the model with its initial weights."""
-        section = self.recipe.model
-        model = build_model(section.name, seed=self.recipe.train.train_seed, **section.options)
-        try:
-            return model.to(self.device) if self.device else model
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device {self.device!r} can not be used: {str(error).splitlines()[0]}") from error
-
-    @cached_property
-    def original(self) -> tuple[nn.Module, TrainingRecord]:
-        """The trained model and its record."""
-        model, record = load_checkpoint(self._need("original.safetensors", "train"), self.build())
-        if record is None:
-            raise InputError(f"{self.folder / 'original.safetensors'} has no training record; train again")
-        return model, record
-
-    @cached_property
-    def trajectory(self) -> Trajectory | None:
-        """Mean margins and logits of training, where they were recorded."""
-        path = self.folder / TRAJECTORY_FILE
-        return Trajectory.load(path) if path.exists() else None
-
-    def curvature(self) -> Curvature:
-        """The curvature of the original on its rows, read from the run folder or fitted and kept there."""
-        model, record = self.original
-        folder = self.folder / "curvature"
-        if (folder / "manifest.json").exists():
-            return load_curvature(folder, model, self.data)
-        fitted = fit_curvature(model, self.data, task=record.task)
-        make_folder(folder)
-        fitted.save(folder)
-        return fitted
-
-    def edit(self) -> Edit:
-        """The edit in the run folder."""
-        facts = self.read("edit.json", "repair")
-        edited, _ = load_checkpoint(self._need("edited.safetensors", "repair"), self.build())
-        model, record = self.original
-        return Edit(
-            model=edited,
-            original=model,
-            method=facts["method"],
-            changes=Changes.load(self.folder / "decisions.csv"),
-            data=self.data,
-            record=record,
-            steps=tuple(Step(**step) for step in facts["steps"]),
-            cost=Cost(*(facts["cost"][name] for name in ("factors", "solve", "replay"))),
-            before=facts["before"],
-            after=facts["after"],
-            budget=facts["budget"],
-            start_step=facts["start_step"],
-            notes=tuple(facts["notes"]),
-        )
-
-    def write(self, name: str, facts: dict[str, Any]) -> None:
-        """Write a JSON file of the run."""
-        text = json.dumps({"format": FORMAT, **facts}, indent=1, allow_nan=False)
-        write_atomically(self.folder / name, text.encode())
-
-    def read(self, name: str, stage: str) -> dict[str, Any]:
-        """Read a JSON file of the run.
-
-        Raises:
-            FolderError: the stage that writes it has not run, or the file is of another version.
-        """
-        facts = json.loads(self._need(name, stage).read_text())
-        if facts.get("format") != FORMAT:
-            raise FolderError(f"{self.folder / name} has format {facts.get('format')!r}; this release reads {FORMAT}")
-        return facts  # type: ignore[no-any-return]
-
-    def _need(self, name: str, stage: str) -> Path:
-        path = self.folder / name
-        if not path.exists():
-            raise FolderError(f"{path} is not there: run the stage {stage!r} first (`unlearn recipe run` runs all)")
-        return path
+FIT_COST = 2.0
+SCORE_COSTS = {"margin-trajectory": 0.0, "loss": 1 / 3, "self-influence": FIT_COST + 1, "gif": FIT_COST + 1}
 
 
 def train_stage(run: Run) -> None:
@@ -227,10 +68,6 @@ def compute_scores(run: Run, method: str) -> detect.Scores:
         return detect.loss(model, run.data, task=record.task)
     score = detect.self_influence if method == "self-influence" else detect.gif_scores
     return score(model, run.data, curvature=run.curvature(), weight_decay=record.weight_decay, task=record.task)
-
-
-FIT_COST = 2.0
-SCORE_COSTS = {"margin-trajectory": 0.0, "loss": 1 / 3, "self-influence": FIT_COST + 1, "gif": FIT_COST + 1}
 
 
 def suggestions_of(run: Run) -> dict[str, int]:
@@ -309,14 +146,15 @@ def write_edit(run: Run, edit: Edit) -> None:
     """Write ``edit.json`` and then ``edited.safetensors``; results of an older edit are taken away first."""
     for stale in ("edited.safetensors", "verdict.json", "report.json", "report.html"):
         (run.folder / stale).unlink(missing_ok=True)
-    edit.changes.save(run.folder / "decisions.csv")
+    if not _has(run, "decisions.csv") or Changes.load(run.folder / "decisions.csv") != edit.changes:
+        edit.changes.save(run.folder / "decisions.csv")
     top = [row["id"] for row in run.read("detection.json", "detect")["top"]] if _has(run, "detection.json") else []
     shown = run.data.only(top) if top else None
     predictions = {
         name: {} if shown is None else dict(zip(shown.ids, predict(model, shown).argmax(1).tolist(), strict=True))
         for name, model in (("before", edit.original), ("after", edit.model))
     }
-    run.write("edit.json", {**edit.to_dict(), "predictions": predictions})
+    run.write("edit.json", {**edit.to_dict(), "changes_sha256": edit.changes.digest, "predictions": predictions})
     save_checkpoint(
         run.folder / "edited.safetensors",
         edit.model,
@@ -368,7 +206,7 @@ def _has(run: Run, name: str) -> bool:
     return (run.folder / name).exists()
 
 
-_RUNS: dict[str, tuple[Callable[[Run], Any], str]] = {
+_STAGES: dict[str, tuple[Callable[[Run], Any], str]] = {
     "train": (train_stage, "original.safetensors"),
     "detect": (detect_stage, "detection.json"),
     "decide": (decide_stage, "decisions.csv"),
@@ -388,8 +226,7 @@ def run_stages(run: Run, *, until: str = "report", tell: Callable[[str, float | 
         until: last stage.
         tell: called with the stage and its seconds, None for a stage that was finished before.
     """
-    for stage in STAGES[: STAGES.index(until) + 1]:
-        function, marker = _RUNS[stage]
+    for stage, (function, marker) in _STAGES.items():
         seconds: float | None = None
         if not _has(run, marker):
             if stage in ("repair", "verify") and not Changes.load(run.folder / "decisions.csv").ids:
@@ -400,5 +237,9 @@ def run_stages(run: Run, *, until: str = "report", tell: Callable[[str, float | 
             seconds = time.perf_counter() - begun
             timings = json.loads((run.folder / "timings.json").read_text()) if _has(run, "timings.json") else {}
             write_atomically(run.folder / "timings.json", json.dumps({**timings, stage: round(seconds, 3)}).encode())
+        if stage == "repair":
+            run.check_decisions()
         if tell is not None:
             tell(stage, seconds)
+        if stage == until:
+            break

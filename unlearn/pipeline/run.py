@@ -1,0 +1,189 @@
+"""A run folder: the recipe in it, and everything that a stage may read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unlearn.atomic import make_folder, write_atomically
+from unlearn.curvature import Curvature, fit_curvature, load_curvature
+from unlearn.data import Rows, load_data, pair_noise, symmetric_noise
+from unlearn.errors import FolderError, InputError
+from unlearn.models import build_model
+from unlearn.recipe import Recipe, parse_recipe
+from unlearn.repair import Changes, Cost, Edit, Step
+from unlearn.training import TRAJECTORY_FILE, TrainingRecord, TrainSettings, Trajectory, load_checkpoint
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and the recipe in it.
+
+    Attributes:
+        folder: where everything is.
+        recipe: what is done.
+        device: what it is computed on; None for the CPU.
+    """
+
+    folder: Path
+    recipe: Recipe
+    device: str | None = None
+
+    @classmethod
+    def create(cls, folder: str | Path, recipe: Recipe, *, resume: bool = False, device: str | None = None) -> Run:
+        """Make a new run folder, or take up one that holds the same recipe.
+
+        Raises:
+            FolderError: the folder holds a run already, or other files.
+        """
+        path = Path(folder)
+        stored = path / "recipe.toml"
+        if stored.exists():
+            if not resume:
+                raise FolderError(
+                    f"{str(path)!r} holds a run already; pass --resume to go on with it, or another folder"
+                )
+            if stored.read_text() != recipe.text:
+                raise FolderError(
+                    f"{str(path)!r} holds a run of another recipe (or version of it); choose another folder"
+                )
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FolderError(f"{str(path)!r} exists and is no run folder; choose a new or empty folder")
+        make_folder(path)
+        if not stored.exists():
+            write_atomically(stored, recipe.text.encode())
+        return cls(path, recipe, device)
+
+    @classmethod
+    def open(cls, folder: str | Path, *, device: str | None = None) -> Run:
+        """Open a run folder.
+
+        Raises:
+            FolderError: it holds no run.
+        """
+        stored = Path(folder) / "recipe.toml"
+        if not stored.exists():
+            raise FolderError(f"{str(folder)!r} holds no run (no recipe.toml); make one with `unlearn train RECIPE`")
+        return cls(Path(folder), parse_recipe(stored.read_text(), str(stored)), device)
+
+    @cached_property
+    def data(self) -> Rows:
+        """Training rows with the recipe's label noise."""
+        section = self.recipe.data
+        rows = load_data(section.source, "train", split_seed=section.split_seed)
+        noise = section.noise
+        if noise is None:
+            return rows
+        if noise.kind == "pairs":
+            pairs = {int(old): new for old, new in noise.pairs.items()}
+            return pair_noise(rows, pairs, noise.rate, noise.noise_seed)
+        return symmetric_noise(rows, noise.rate, noise.noise_seed)
+
+    @cached_property
+    def test(self) -> Rows:
+        """Test rows."""
+        return load_data(self.recipe.data.source, "test", split_seed=self.recipe.data.split_seed)
+
+    @property
+    def settings(self) -> TrainSettings:
+        """Training settings of the recipe."""
+        fields = self.recipe.train.model_dump(exclude={"train_seed", "snapshot_epochs"})
+        return TrainSettings(**fields)
+
+    def build(self) -> nn.Module:
+        """Return the model with its initial weights."""
+        section = self.recipe.model
+        model = build_model(section.name, seed=self.recipe.train.train_seed, **section.options)
+        try:
+            return model.to(self.device) if self.device else model
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device {self.device!r} can not be used: {str(error).splitlines()[0]}") from error
+
+    @cached_property
+    def original(self) -> tuple[nn.Module, TrainingRecord]:
+        """The trained model and its record."""
+        model, record = load_checkpoint(self._need("original.safetensors", "train"), self.build())
+        if record is None:
+            raise InputError(f"{self.folder / 'original.safetensors'} has no training record; train again")
+        return model, record
+
+    @cached_property
+    def trajectory(self) -> Trajectory | None:
+        """Mean margins and logits of training, where they were recorded."""
+        path = self.folder / TRAJECTORY_FILE
+        return Trajectory.load(path) if path.exists() else None
+
+    def curvature(self) -> Curvature:
+        """The curvature of the original on its rows, read from the run folder or fitted and kept there."""
+        model, record = self.original
+        folder = self.folder / "curvature"
+        if (folder / "manifest.json").exists():
+            return load_curvature(folder, model, self.data)
+        fitted = fit_curvature(model, self.data, task=record.task)
+        make_folder(folder)
+        fitted.save(folder)
+        return fitted
+
+    def edit(self) -> Edit:
+        """The edit in the run folder."""
+        facts = self.check_decisions()
+        edited, _ = load_checkpoint(self._need("edited.safetensors", "repair"), self.build())
+        model, record = self.original
+        return Edit(
+            model=edited,
+            original=model,
+            method=facts["method"],
+            changes=Changes.load(self.folder / "decisions.csv"),
+            data=self.data,
+            record=record,
+            steps=tuple(Step(**step) for step in facts["steps"]),
+            cost=Cost(*(facts["cost"][name] for name in ("factors", "solve", "replay"))),
+            before=facts["before"],
+            after=facts["after"],
+            budget=facts["budget"],
+            start_step=facts["start_step"],
+            notes=tuple(facts["notes"]),
+        )
+
+    def check_decisions(self) -> dict[str, Any]:
+        """Return the facts of the edit; refuse them if the decisions were changed after it.
+
+        Raises:
+            FolderError: decisions.csv says something else than was done.
+        """
+        facts = self.read("edit.json", "repair")
+        path = self.folder / "decisions.csv"
+        if facts["changes_sha256"] != Changes.load(path).digest:
+            raise FolderError(
+                f"{path} was changed after the edit; run `unlearn repair apply {self.folder} {path} --replace`"
+            )
+        return facts
+
+    def write(self, name: str, facts: dict[str, Any]) -> None:
+        """Write a JSON file of the run."""
+        text = json.dumps({"format": FORMAT, **facts}, indent=1, allow_nan=False)
+        write_atomically(self.folder / name, text.encode())
+
+    def read(self, name: str, stage: str) -> dict[str, Any]:
+        """Read a JSON file of the run.
+
+        Raises:
+            FolderError: the stage that writes it has not run, or the file is of another version.
+        """
+        facts = json.loads(self._need(name, stage).read_text())
+        if facts.get("format") != FORMAT:
+            raise FolderError(f"{self.folder / name} has format {facts.get('format')!r}; this release reads {FORMAT}")
+        return facts  # type: ignore[no-any-return]
+
+    def _need(self, name: str, stage: str) -> Path:
+        path = self.folder / name
+        if not path.exists():
+            raise FolderError(f"{path} is not there: run the stage {stage!r} first (`unlearn recipe run` runs all)")
+        return path
