@@ -23,11 +23,16 @@ if TYPE_CHECKING:
     from unlearn.data import symmetric_noise as symmetric_noise
     from unlearn.detect import Scores as Scores
     from unlearn.detect import estimate_cutoff as estimate_cutoff
+    from unlearn.detect import found_curve as found_curve
     from unlearn.detect import gif_scores as gif_scores
     from unlearn.detect import influence as influence
     from unlearn.detect import margin_trajectory as margin_trajectory
+    from unlearn.detect import out_of_sample as out_of_sample
+    from unlearn.detect import out_of_sample_logits as out_of_sample_logits
+    from unlearn.detect import outlier_gradients as outlier_gradients
     from unlearn.detect import self_influence as self_influence
     from unlearn.detect import suggest_labels as suggest_labels
+    from unlearn.detect import tracin as tracin
     from unlearn.models import build_model as build_model
     from unlearn.repair import Changes as Changes
     from unlearn.repair import Edit as Edit
@@ -51,11 +56,16 @@ _ROOMS = {
     "unlearn.detect": (
         "Scores",
         "estimate_cutoff",
+        "found_curve",
         "gif_scores",
         "influence",
         "margin_trajectory",
+        "out_of_sample",
+        "out_of_sample_logits",
+        "outlier_gradients",
         "self_influence",
         "suggest_labels",
+        "tracin",
     ),
     "unlearn.models": ("build_model",),
     "unlearn.repair": ("Changes", "Edit", "apply_changes", "relabel", "remove"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from unlearn.data import Rows
@@ -45,6 +46,29 @@ def ranking_quality(scores: Scores, data: Rows) -> dict[str, float | None]:
         "auroc": float(roc_auc_score(truth, scores.values)),
         "average_precision": float(average_precision_score(truth, scores.values)),
     }
+
+
+def found_curve(scores: Scores, data: Rows) -> npt.NDArray[np.int64]:
+    """Return how many mislabelled rows are found when the k most suspicious are checked, for each k from 0 to all.
+
+    Rows with equal scores are checked in the order of their ids.
+
+    Returns:
+        Counts of shape (scored rows + 1,); the last is the number of mislabelled rows among them.
+
+    Raises:
+        InputError: the true labels are not known.
+        RowNotFoundError: a scored row is not in the data.
+
+    >>> import torch
+    >>> rows = Rows.from_tensors(torch.zeros(3, 1), torch.tensor([0, 1, 1])).with_truth(torch.tensor([0, 1, 0]))
+    >>> found_curve(Scores(rows.ids, np.array([0.1, 0.9, 0.5]), "loss"), rows).tolist()  # row 2 is mislabelled
+    [0, 0, 1, 1]
+    """
+    bad = set(wrong_rows(data))
+    data.positions(scores.ids)
+    hits = np.array([scores.ids[i] in bad for i in scores.order()], dtype=np.int64)
+    return np.concatenate([np.zeros(1, dtype=np.int64), hits.cumsum()])
 
 
 def decision_quality(acted: Collection[str], suggestions: Mapping[str, int], data: Rows) -> dict[str, float | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 from torch import nn
 
 from unlearn.data import Rows
@@ -19,15 +20,14 @@ def fine_tune(
     Args:
         model: the trained model; not changed.
         data: changed rows.
-        record: gives optimizer, weight decay, batch size and, by default, the last learning rate above 0.
+        record: gives optimizer, weight decay, batch size and, by default, the median of its learning rates.
         epochs: passes over the data.
         seed: of the row order.
         lr: learning rate instead of the record's.
     """
-    rates = record.rates()
     settings = TrainSettings(
         optimizer="adam" if record.optimizer == "adam" else "sgd",
-        lr=float(rates[rates > 0][-1]) if lr is None else lr,
+        lr=float(np.median(record.rates())) if lr is None else lr,
         momentum=record.momentum,
         weight_decay=record.weight_decay,
         betas=record.betas,
