@@ -15,6 +15,7 @@ BUILT_INS = {
     "CheckpointError": ValueError,
     "RecipeError": ValueError,
     "FolderError": OSError,
+    "ConvergenceError": ArithmeticError,
     "MissingExtraError": ImportError,
 }
 

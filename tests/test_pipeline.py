@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from torch import nn
 
-from unlearn.errors import FolderError, InputError, RecordError
+from unlearn.errors import FolderError, InputError, RecordError, UnlearnError
 from unlearn.pipeline import Run, run_stages, stages
 from unlearn.recipe import load_recipe, parse_recipe
 from unlearn.repair import Changes
@@ -20,7 +21,10 @@ FILES = (
     "scores-margin-trajectory.csv", "scores-self-influence.csv", "scores-gif.csv", "scores-loss.csv",
     "decisions.csv", "edited.safetensors", "verdict.json", "report.json", "report.html", "timings.json",
 )  # fmt: skip
-REPEATED = ("original.safetensors", "edited.safetensors", "decisions.csv", "verdict.json", "report.json", "report.html")
+REPEATED = (
+    "original.safetensors", "trajectory.safetensors", "edited.safetensors", "decisions.csv", "verdict.json",
+    "report.json", "report.html",
+)  # fmt: skip
 
 
 def digest(path: Path) -> str:
@@ -62,7 +66,7 @@ def test_a_killed_run_goes_on_without_redoing_finished_stages(
 def test_a_stage_that_dies_leaves_no_marker(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rejects writing the file that marks a stage before the others are there."""
     run = copy_of(tiny_run, tmp_path)
-    for name in ("edited.safetensors", "edit.json"):
+    for name in ("edited.safetensors",):
         (run.folder / name).unlink()
     monkeypatch.setattr(stages, "save_checkpoint", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -83,6 +87,48 @@ def test_a_folder_with_a_run_or_other_files_is_refused(tiny_run: Path, tiny_reci
     assert (tmp_path / "notes.txt").read_text() == "mine"
     with pytest.raises(FolderError, match="no run"):
         Run.open(tmp_path)
+
+
+MISFITS = {
+    "data": ('source = "digits"', 'source = "digit"', "did you mean 'digits'"),
+    "model": ('name = "mlp"', 'name = "mpl"', "did you mean 'mlp'"),
+    "inputs": ("inputs = 64", "inputs = 63", r"can not take the rows of digits, inputs of shape"),
+    "classes": ("classes = 10", "classes = 5", "label 9 is outside the model's 5 classes"),
+    "tied": ('name = "mlp"', 'name = "test_pipeline:tied"', "one tied parameter"),
+    "raises": ('name = "mlp"', 'name = "test_pipeline:broken"', "KeyError"),
+}
+
+
+def tied(**_: object) -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10))
+    model[2].weight = model[1].weight
+    return model
+
+
+def broken(**_: object) -> nn.Module:
+    raise KeyError("depth")
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_data_and_model_that_do_not_fit_are_refused_before_a_folder_is_made(
+    case: str, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rejects a folder that holds a bad recipe, which would refuse the mended one."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    right, wrong, message = MISFITS[case]
+    recipe = parse_recipe(tiny_recipe.read_text().replace(right, wrong))
+    with pytest.raises(UnlearnError, match=message):
+        Run.create(tmp_path / "run", recipe)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["detection.json", "verdict.json", "timings.json"])
+def test_a_damaged_file_of_the_run_is_named(name: str, tiny_run: Path, tmp_path: Path) -> None:
+    run = copy_of(tiny_run, tmp_path)
+    (run.folder / name).write_bytes((run.folder / name).read_bytes()[:20])
+    (run.folder / "report.html").unlink()
+    with pytest.raises(FolderError, match=f"{name}' is damaged"):
+        run_stages(run)
 
 
 def test_the_edited_checkpoint_names_its_parent_and_the_rows_hashed(tiny_run: Path) -> None:
@@ -123,12 +169,11 @@ def test_without_noise_nothing_is_found_and_the_run_ends_without_a_verdict(tiny_
 
 def test_a_missing_stage_and_a_missing_snapshot_are_named(tiny_run: Path, tmp_path: Path) -> None:
     run = copy_of(tiny_run, tmp_path)
-    (run.folder / "edit.json").unlink()
+    (run.folder / "edited.safetensors").unlink()
     with pytest.raises(FolderError, match="repair"):
         run.edit()
     for path in (run.folder / "snapshots").glob("step-*"):
         path.unlink()
-    (run.folder / "edited.safetensors").unlink()
     with pytest.raises(RecordError, match="missing"):
         run_stages(Run.open(run.folder), until="repair")
     assert not (run.folder / "edited.safetensors").exists()
@@ -147,7 +192,7 @@ def test_decisions_changed_after_the_edit_are_refused(tiny_run: Path, tiny_recip
 
 def test_rows_a_person_kept_stay_in_the_decisions_file(tiny_run: Path, tmp_path: Path) -> None:
     run = copy_of(tiny_run, tmp_path)
-    for name in ("edited.safetensors", "edit.json"):
+    for name in ("edited.safetensors",):
         (run.folder / name).unlink()
     lines = (run.folder / "decisions.csv").read_text().splitlines()
     first = lines[2].split(",")[0]

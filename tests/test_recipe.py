@@ -17,6 +17,16 @@ BAD = {
     "bad value": ('name = "x"\n' + GOOD + "[train]\nlr = -1\n", r"'train.lr' is -1"),
     "bad choice": ('name = "x"\n' + GOOD + '[repair]\naction = "erase"\n', r"'repair.action' is 'erase'"),
     "missing": (GOOD, "'name' is missing"),
+    "infinite": ('name = "x"\n' + GOOD + "[repair]\nbudget = inf\n", "'repair.budget' is inf"),
+    "NaN or a word": ('name = "x"\n' + GOOD + "[repair]\ndamping = nan\n", "repair.damping"),
+    "negative or a word": ('name = "x"\n' + GOOD + "[repair]\ndamping = -1.0\n", "repair.damping"),
+    "seed too large": ('name = "x"\n' + GOOD + f"[train]\ntrain_seed = {2**64}\n", "'train.train_seed'"),
+    "betas": ('name = "x"\n' + GOOD + "[train]\nbetas = [0.9, 2.0]\n", "'train.betas.1' is 2.0"),
+    "pairs that are no classes": (
+        'name = "x"\n' + GOOD + '[data.noise]\nkind = "pairs"\nrate = 0.1\npairs = { a = 1 }\n',
+        "'data.noise.pairs.a",
+    ),
+    "pairs without pairs": ('name = "x"\n' + GOOD + '[data.noise]\nkind = "pairs"\nrate = 0.1\n', "needs pairs"),
     "no TOML": ("name = ", "not valid TOML"),
     "internal key": ('name = "x"\ntext = "y"\n' + GOOD, "unknown key 'text'"),
 }

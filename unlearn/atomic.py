@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from unlearn.errors import FolderError
 
@@ -75,6 +77,23 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
         remedy = "a file has this name; choose another folder" if folder.is_file() else _remedy(error)
         raise FolderError(f"can not create folder {str(folder)!r}: {remedy}") from error
     return folder
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what was written as one JSON table.
+
+    Raises:
+        FolderError: the file can not be read, or something else is in it.
+    """
+    try:
+        facts = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise FolderError(
+            f"{str(path)!r} is damaged ({error}); restore it from a copy, or repeat the stage that wrote it"
+        ) from error
+    if not isinstance(facts, dict):
+        raise FolderError(f"{str(path)!r} holds {type(facts).__name__}, no table; restore it from a copy")
+    return facts
 
 
 def _remedy(error: OSError) -> str:

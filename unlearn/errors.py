@@ -45,6 +45,10 @@ class FolderError(UnlearnError, OSError):
     """A folder or file can not be written, or holds something else."""
 
 
+class ConvergenceError(UnlearnError, ArithmeticError):
+    """An iterative solver ended without the answer it was asked for."""
+
+
 class MissingExtraError(UnlearnError, ImportError):
     """An optional dependency is not installed."""
 

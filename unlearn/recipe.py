@@ -6,9 +6,9 @@ import hashlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unlearn.errors import RecipeError, did_you_mean
 
@@ -19,9 +19,11 @@ else:
 
 FOLDERS = (Path(__file__).parent.parent / "recipes", Path(__file__).parent / "shipped_recipes")
 
+_Share = Annotated[float, Field(ge=0, lt=1)]
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class NoiseSection(_Section):
@@ -30,7 +32,13 @@ class NoiseSection(_Section):
     kind: Literal["symmetric", "pairs"] = "symmetric"
     rate: float = Field(ge=0, le=1)
     noise_seed: int = 0
-    pairs: dict[str, int] = Field(default_factory=dict)
+    pairs: dict[int, int] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _pairs_for_pairs(self) -> NoiseSection:
+        if (self.kind == "pairs") != bool(self.pairs):
+            raise ValueError('kind "pairs" needs pairs, such as pairs = { 4 = 9 }, and kind "symmetric" takes none')
+        return self
 
 
 class DataSection(_Section):
@@ -55,14 +63,14 @@ class TrainSection(_Section):
     lr: float = Field(default=0.05, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=1e-3, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Share, _Share] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     schedule: Literal["constant", "cosine", "step"] = "constant"
     step_epochs: int = Field(default=10, gt=0)
     step_factor: float = Field(default=0.1, gt=0)
     epochs: int = Field(default=15, gt=0)
     batch_size: int = Field(default=128, gt=0)
-    train_seed: int = Field(default=0, ge=0)
+    train_seed: int = Field(default=0, ge=0, lt=2**63)
     snapshot_epochs: Literal["every"] | list[int] = "every"
 
 
@@ -79,7 +87,7 @@ class RepairSection(_Section):
 
     action: Literal["remove", "relabel"] = "relabel"
     budget: float = Field(default=3.0, ge=0)
-    damping: Literal["horizon"] | float = "horizon"
+    damping: Literal["horizon"] | Annotated[float, Field(ge=0)] = "horizon"
 
 
 class VerifySection(_Section):

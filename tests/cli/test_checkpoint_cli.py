@@ -170,6 +170,18 @@ def test_import_writes_down_the_model(tmp_path: Path) -> None:
     assert all(torch.equal(back.state_dict()[k], v) for k, v in model.state_dict().items())
 
 
+def test_import_refuses_a_model_that_the_tensors_do_not_fit(tmp_path: Path) -> None:
+    # rejects: a description written down unread, with which the checkpoint can never be loaded
+    from unlearn.models import build_model
+
+    torch.save(build_model("mlp", inputs=4, classes=3, widths=[5]).state_dict(), tmp_path / "a.pt")
+    for name, message in (("mlp", "does not fit the model"), ("mpl", "did you mean 'mlp'")):
+        words = ["import", str(tmp_path / "a.pt"), str(tmp_path / "b"), "--model", name, "--option", "inputs=4"]
+        with pytest.raises(UnlearnError, match=message):
+            checkpoint.main(words, standalone_mode=False)
+    assert not (tmp_path / "b").exists()
+
+
 def test_import_refuses_options_that_say_nothing(tmp_path: Path) -> None:
     # rejects: an option without '=', or without the model that it describes
     torch.save({"w": torch.ones(1)}, tmp_path / "a.pt")

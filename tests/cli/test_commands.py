@@ -129,6 +129,8 @@ BAD = {
     "label outside": (["repair", "relabel", "RUN", "ID=10", "--replace"], "outside the classes 0..9"),
     "no label": (["repair", "relabel", "RUN", "ID", "--replace"], "ID=LABEL"),
     "present label": (["repair", "relabel", "RUN", "ID=GIVEN", "--replace"], "already"),
+    "a label that is no number": (["repair", "relabel", "RUN", "ID=²", "--replace"], "ID=LABEL"),
+    "infinite budget": (["repair", "remove", "RUN", "ID", "--replace", "--budget", "inf"], "finite number of training"),
     "no decisions file": (["repair", "apply", "RUN", "nothing.csv", "--replace"], "nothing.csv"),
     "negative damping": (["repair", "remove", "RUN", "ID", "--replace", "--damping", "-1"], "damping"),
     "a file as folder": (["recipe", "run", "RECIPE", "--out", "RECIPE"], "choose"),

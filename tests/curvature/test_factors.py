@@ -269,6 +269,34 @@ def test_quadratic_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(curvature.blocks["0"].quadratic(*gradients["0"], DAMPING), whole, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("fisher", ["sampled", "exact"])
+@pytest.mark.parametrize(("case", "room"), [("linear", 1000), ("conv-groups", 4000)])  # bytes: one batch, not all
+def test_what_is_kept_between_the_passes_changes_nothing(
+    case: str, room: int, fisher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows = build(case)
+    runs: list[int] = []
+    model.register_forward_hook(lambda module, inputs, outputs: runs.append(len(outputs)))
+    kept = fit_curvature(model, rows, fisher=fisher, batch_size=4)
+    assert runs == [4, 4, 1]
+    monkeypatch.setattr("unlearn.curvature.fit._KEEP_BYTES", room)
+    streamed = fit_curvature(model, rows, fisher=fisher, batch_size=4)
+    assert runs[3:] == [4, 4, 1, 4, 4, 1]
+    for name, block in kept.blocks.items():
+        assert torch.equal(block.eigenvalues, streamed.blocks[name].eigenvalues)
+
+
+def test_wide_factors_in_panels_and_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = build("conv-groups")
+    whole = fit_curvature(model, rows, kind="kfac")
+    monkeypatch.setattr("unlearn.curvature.kronecker._PANEL", 3)
+    monkeypatch.setattr("unlearn.curvature.fisher._PART_BYTES", 3000)
+    parts = fit_curvature(model, rows, kind="kfac")
+    for name, block in whole.blocks.items():
+        torch.testing.assert_close(parts.blocks[name].input_factor, block.input_factor, rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(parts.blocks[name].output_factor, block.output_factor, rtol=1e-10, atol=1e-13)
+
+
 def test_uncovered_parameters_come_back_as_zeros() -> None:
     model, rows = build("linear")
     curvature = fit_curvature(model, rows, skip=["0"])

@@ -75,9 +75,9 @@ def test_the_earliest_snapshot_within_the_budget(
     assert len(said) == (budget == 0.5)
 
 
-def test_without_row_order_or_snapshots_the_final_weights_are_edited(sgd: Trained) -> None:
+def test_without_snapshots_the_final_weights_are_edited(sgd: Trained) -> None:
     model, rows, record = sgd
-    for poorer in (replace(record, order=None), replace(record, snapshots={})):
+    for poorer in (replace(record, order=None, snapshots={}), replace(record, snapshots={})):
         edit = apply_changes(model, rows, changes_of(rows), record=poorer, budget=3)
         assert (edit.method, edit.start_step, edit.cost.replay) == ("newton", None, 0.0)
 

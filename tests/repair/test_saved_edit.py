@@ -60,15 +60,16 @@ def test_the_record_comes_back_with_its_snapshots_beside_the_file(tmp_path: Path
 
 
 def test_a_checkpoint_moved_away_from_its_snapshots(tmp_path: Path) -> None:
-    """The row order is not there, so the final weights are edited; the snapshots are missed by name when asked for."""
+    """Rejects an edit of the final weights where the record promises snapshots: they are missed by name."""
     model, rows, record = training(tmp_path / "run")
     (tmp_path / "elsewhere").mkdir()
     unlearn.save_checkpoint(tmp_path / "elsewhere" / "a.safetensors", model, record=record, spec=SPEC)
     loaded, moved = unlearn.load_checkpoint(tmp_path / "elsewhere" / "a.safetensors")
     assert moved is not None
     assert moved.order is None
-    edit = unlearn.remove(loaded, rows, rows.ids[:4], record=moved, budget=2)
-    assert edit.method == "newton"
+    with pytest.raises(RecordError, match="put snapshots/ beside the checkpoint"):
+        unlearn.remove(loaded, rows, rows.ids[:4], record=moved, budget=2)
+    assert unlearn.remove(loaded, rows, rows.ids[:4], record=moved, budget=0).method == "newton"
     with pytest.raises(RecordError, match="is missing"):
         moved.snapshot(4 * STEPS)
 

@@ -211,3 +211,13 @@ def test_a_diverged_model_is_not_written_and_an_unwritable_folder_is_named(tmp_p
     (tmp_path / "file").write_text("")
     with pytest.raises(FolderError, match="can not create folder"):
         recorder_of(tmp_path / "file")
+
+
+def test_a_trajectory_has_the_same_bytes_every_time(tmp_path: Path) -> None:
+    """Rejects several metadata entries, which safetensors writes in no fixed order."""
+    trajectory = Trajectory(("a",), torch.zeros(1), torch.zeros(1, 2), torch.ones(1))
+    written = set()
+    for _ in range(16):
+        trajectory.save(tmp_path / "t.safetensors")
+        written.add((tmp_path / "t.safetensors").read_bytes())
+    assert len(written) == 1

@@ -13,6 +13,7 @@ import torch
 from unlearn.checkpoint.digests import sha256_of_file
 from unlearn.checkpoint.reading import state_tensors
 from unlearn.checkpoint.saving import HasDict, checked_spec, record_dict, write_checkpoint
+from unlearn.checkpoint.weights import check_layout
 from unlearn.errors import CheckpointError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -40,7 +41,8 @@ def import_state_dict(
         The digest, as hex.
 
     Raises:
-        CheckpointError: the file is damaged, or holds pickled objects other than tensors.
+        CheckpointError: the file is damaged, holds pickled objects other than tensors, or does not fit the model that
+            ``spec`` describes.
         InputError: it holds something else than tensors by name, or a weight is NaN or infinite.
         FolderError: the folder of ``out`` can not be written.
 
@@ -57,13 +59,18 @@ def import_state_dict(
         raise CheckpointError(f"{name!r} holds {type(loaded).__name__}; save model.state_dict() in it")
     entry = next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
     state = loaded if entry is None else loaded[entry]
+    tensors, described = state_tensors(state, repr(name)), checked_spec(spec)
+    if described is not None:
+        from unlearn.models import build_model
+
+        check_layout(build_model(described["name"], **described["options"]), tensors, name)
     return write_checkpoint(
         out,
-        state_tensors(state, repr(name)),
+        tensors,
         kind="imported",
         source={"name": Path(path).name, "sha256": sha256_of_file(path), "entry": entry},
         record=record_dict(record),
-        model=checked_spec(spec),
+        model=described,
         extra=extra,
     )
 

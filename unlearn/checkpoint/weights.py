@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unlearn.checkpoint.digests import raw_bytes
 from unlearn.checkpoint.reading import Checkpoint, model_layout, state_tensors
@@ -35,7 +36,7 @@ def load_weights(model: nn.Module | None, checkpoint: Checkpoint) -> nn.Module:
     True
     """
     own = _build(checkpoint) if model is None else copy.deepcopy(model)
-    _check_layout(own, checkpoint)
+    check_layout(own, checkpoint.tensors, str(checkpoint.path))
     own.load_state_dict(checkpoint.tensors)
     for name, value in own.state_dict().items():
         if not torch.equal(raw_bytes(value), raw_bytes(checkpoint.tensors[name])):
@@ -60,10 +61,10 @@ def _build(checkpoint: Checkpoint) -> nn.Module:
     return build_model(spec["name"], **spec["options"])
 
 
-def _check_layout(model: nn.Module, checkpoint: Checkpoint) -> None:
+def check_layout(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raise CheckpointError unless the tensors of the file ``name`` have the model's names, shapes and types."""
     ours = model_layout(state_tensors(model.state_dict(), f"the model ({type(model).__name__})"))
-    theirs = model_layout(checkpoint.tensors)
-    name = str(checkpoint.path)
+    theirs = model_layout(tensors)
     missing, unknown = [k for k in ours if k not in theirs], [k for k in theirs if k not in ours]
     if missing or unknown:
         parts = [f"the model has {some(missing)}, the file has not"] if missing else []

@@ -64,7 +64,7 @@ def relabel(run_folder: str, labels: tuple[str, ...], **options: Any) -> None:
     chosen: dict[str, int] = {}
     for word in labels:
         row, _, label = word.rpartition("=")
-        if not row or not label.lstrip("-").isdigit():
+        if not row or not label.removeprefix("-").isdecimal():
             raise InputError(f"{word!r} is not ID=LABEL with a whole number as label, such as mnist5k-0123=7")
         if row in chosen:
             raise InputError(f"row {row!r} is named twice; give it one label")

@@ -1,13 +1,18 @@
-"""Curvature: layer taps, K-FAC and EK-FAC factors, exact Gauss-Newton products, conjugate gradients, factor files."""
+"""Curvature: layer taps, K-FAC and EK-FAC factors, exact Gauss-Newton products, solvers, factor files."""
 
 from unlearn.curvature.block import Basis, Block
 from unlearn.curvature.conjugate_gradient import CGResult, conjugate_gradient
 from unlearn.curvature.curvature import Curvature
+from unlearn.curvature.dense import DenseSolver
 from unlearn.curvature.digest import weights_digest
 from unlearn.curvature.fit import fit_curvature
 from unlearn.curvature.gauss_newton import GaussNewton, gauss_newton, loss_gradient
 from unlearn.curvature.layers import Layer, find_layers
+from unlearn.curvature.lissa import LissaResult, LissaSolver
+from unlearn.curvature.make_solver import make_solver
 from unlearn.curvature.per_sample import layer_gradients
+from unlearn.curvature.power_iteration import TopEigenvalue, top_eigenvalue
+from unlearn.curvature.solver import ConjugateGradientSolver, IdentitySolver, Solver
 from unlearn.curvature.store import load_curvature
 from unlearn.curvature.taps import Taps, tap
 from unlearn.curvature.vectors import Vector, add_scaled, dot, norm, zeros_like
@@ -16,10 +21,17 @@ __all__ = [
     "Basis",
     "Block",
     "CGResult",
+    "ConjugateGradientSolver",
     "Curvature",
+    "DenseSolver",
     "GaussNewton",
+    "IdentitySolver",
     "Layer",
+    "LissaResult",
+    "LissaSolver",
+    "Solver",
     "Taps",
+    "TopEigenvalue",
     "Vector",
     "add_scaled",
     "conjugate_gradient",
@@ -30,8 +42,10 @@ __all__ = [
     "layer_gradients",
     "load_curvature",
     "loss_gradient",
+    "make_solver",
     "norm",
     "tap",
+    "top_eigenvalue",
     "weights_digest",
     "zeros_like",
 ]

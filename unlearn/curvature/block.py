@@ -9,7 +9,7 @@ Axes: g group, b sample, t position, i inputs, o outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unlearn.curvature.layers import Layer
 
-_CHUNK_BYTES = 64 * 2**20
+_CHUNK_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Basis:
 
         The square of a rotated gradient is their outer product, so no (b, o, i) tensor is needed, and columns add up.
         """
-        a2 = _times(a.squeeze(2), self.inputs).square()
-        d2 = _times(columns[0].squeeze(2), self.outputs).square()
+        a2 = _times_squared(a.squeeze(2), self.inputs)
+        d2 = _times_squared(columns[0].squeeze(2), self.outputs)
         for d in columns[1:]:
-            d2 += _times(d.squeeze(2), self.outputs).square()
+            d2 += _times_squared(d.squeeze(2), self.outputs)
         return a2, d2
 
     def gradients(self, a: Tensor, d: Tensor) -> Iterator[Tensor]:
@@ -82,6 +82,11 @@ def _times(x: Tensor, basis: Tensor | None) -> Tensor:
     if basis is None:
         return x
     return (x.flatten(1, -2) @ basis).reshape(x.shape)
+
+
+def _times_squared(x: Tensor, basis: Tensor | None) -> Tensor:
+    """Squares of ``x`` times a basis, as a tensor of their own."""
+    return x.square() if basis is None else _times(x, basis).square_()
 
 
 @dataclass(frozen=True)
@@ -133,24 +138,31 @@ class Block:
         return self.basis.rotate_back(self.basis.rotate(block) / (self.eigenvalues + damping))
 
     def quadratic(self, a: Tensor, d: Tensor, damping: float) -> Tensor:
-        """Return v^T (curvature + damping)^-1 v of each sample's gradient v.
+        """Return v^T (curvature + damping)^-1 v of each sample's gradient v; see :meth:`quadratic_form`."""
+        return self.quadratic_form(damping)(a, d)
+
+    def quadratic_form(self, damping: float) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the function (a, d) -> v^T (curvature + damping)^-1 v of each sample's gradient v, for many batches.
 
         Args:
-            a: inputs, shape (g, b, t, i).
-            d: output gradients, shape (g, b, t, o).
             damping: added to every eigenvalue.
 
         Returns:
-            Shape (b,). With one position it takes three matrix products; else gradients are formed for a few samples
-            at a time.
+            A function of inputs (g, b, t, i) and output gradients (g, b, t, o), with values (b,). With one position it
+            takes three matrix products; else gradients are formed for a few samples at a time.
         """
         inverse = 1 / (self.eigenvalues + damping)
-        a, d = a.to(inverse.dtype), d.to(inverse.dtype)
-        if a.shape[2] == 1:
-            a2, d2 = self.basis.squares(a, [d])
-            return (d2 @ inverse * a2).sum((0, 2))
-        parts = [(block.square_() * inverse[:, None]).sum((0, 2, 3)) for block in self.basis.gradients(a, d)]
-        return torch.cat(parts)
+        by_coordinate = inverse.flatten(1)[:, :, None]
+
+        def form(a: Tensor, d: Tensor) -> Tensor:
+            a, d = a.to(inverse.dtype), d.to(inverse.dtype)
+            if a.shape[2] == 1:
+                a2, d2 = self.basis.squares(a, [d])
+                return (a2 @ inverse.mT).mul_(d2).sum((0, 2))
+            parts = [(v.square_().flatten(2) @ by_coordinate).sum((0, 2)) for v in self.basis.gradients(a, d)]
+            return torch.cat(parts)
+
+        return form
 
 
 def _factor(basis: Tensor | None, eigenvalues: Tensor | None) -> Tensor | None:

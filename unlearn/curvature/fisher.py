@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from unlearn.curvature.layers import Layer
-from unlearn.curvature.taps import tap
-from unlearn.data import DEFAULT_BATCH, Rows
+from unlearn.curvature.taps import TAP_BATCH, Taps, tap
+from unlearn.data import Rows
 from unlearn.progress import track
 from unlearn.tasks import Task
 
@@ -26,11 +26,16 @@ FisherKind = Literal["sampled", "exact"]
 
 
 class LayerBatch(NamedTuple):
-    """One layer on one batch: inputs (g, b, t, i) and, for each column c, output gradients (g, b, t, o)."""
+    """One layer on some rows: inputs (g, b, t, i) and, for each column c, output gradients (g, b, t, o)."""
 
     layer: Layer
     inputs: Tensor
     columns: list[Tensor]
+
+
+_PART_BYTES = 4 * 2**20
+
+_Batch = tuple[Taps, list[dict[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class FisherStream:
         seed: seed of the draws.
         batch_size: rows at a time; changes no result.
         dtype: type to compute in; None for that of the weights, float32 at least.
+        keep_bytes: the model is run in the first pass only where its layer inputs (before unfolding) and gradients
+            take at most this much memory; else in every pass. Changes no result.
     """
 
     model: nn.Module
@@ -55,13 +62,32 @@ class FisherStream:
     layers: Sequence[Layer]
     kind: FisherKind = "sampled"
     seed: int = 0
-    batch_size: int = DEFAULT_BATCH
+    batch_size: int = TAP_BATCH
     dtype: torch.dtype | None = None
+    keep_bytes: int = 0
+    _kept: list[_Batch] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[LayerBatch]:
+        for taps, gradients in self._kept or self._run():
+            for layer in self.layers:
+                yield from self._parts(layer, taps, [found[layer.name] for found in gradients])
+
+    def _parts(self, layer: Layer, taps: Taps, columns: list[Tensor]) -> Iterator[LayerBatch]:
+        """Yield a batch of a layer, in parts where many positions make its inputs large: a part stays in the cache."""
+        (g, _, i), dtype = layer.shape, self.dtype_of(layer)
+        _, b, t, _ = columns[0].shape
+        step = b if t == 1 else max(1, _PART_BYTES // (g * t * i * dtype.itemsize))
+        for start in range(0, b, step):
+            samples = slice(start, start + step)
+            a = taps.inputs(layer, samples).to(dtype)
+            yield LayerBatch(layer, a, [d[:, samples].to(dtype) for d in columns])
+
+    def _run(self) -> Iterator[_Batch]:
         device = self.model.get_parameter(self.layers[0].weight).device
         batches = self.rows.batches(self.batch_size, device)
         total = math.ceil(len(self.rows) / self.batch_size)
+        kept: list[_Batch] = []
+        room = self.keep_bytes
         for positions, inputs, labels in track(batches, "fitting curvature", total):
             with tap(self.model, self.layers) as taps:
                 outputs = self.model(inputs)
@@ -69,10 +95,15 @@ class FisherStream:
                 roots = [without_noise(v) for v in self._columns(outputs.detach(), positions)]
                 gradients = [taps.gradients(outputs, v, again=k + 1 < len(roots)) for k, v in enumerate(roots)]
             del outputs
-            for layer in self.layers:
-                dtype = self.dtype_of(layer)
-                columns = [gradient.pop(layer.name).to(dtype) for gradient in gradients]
-                yield LayerBatch(layer, taps.inputs(layer).to(dtype), columns)
+            batch = taps.without_graph(), gradients
+            room -= taps.nbytes + sum(d.nbytes for found in gradients for d in found.values())
+            if room >= 0:
+                kept.append(batch)
+            else:
+                kept.clear()
+            yield batch
+        if room >= 0:
+            self._kept.extend(kept)
 
     def dtype_of(self, layer: Layer) -> torch.dtype:
         """Return the type that this layer's curvature is computed in."""
@@ -85,8 +116,8 @@ class FisherStream:
         return [self.task.sampled_gradient(outputs, self.seed, [self.rows.ids[i] for i in positions.tolist()])]
 
 
-def without_noise(x: Tensor, power: int = 1) -> Tensor:
-    """Return ``x`` with what is below the rounding error of its largest entry (to this power) set to 0.
+def without_noise(x: Tensor) -> Tensor:
+    """Return ``x`` with what is below the rounding error of its largest entry set to 0.
 
     Sure rows have gradients of 1e-20 and less; squared, they are subnormal numbers, on which a product takes many
     times as long.
@@ -95,4 +126,4 @@ def without_noise(x: Tensor, power: int = 1) -> Tensor:
     tensor([1.0000, 0.0010, 0.0000])
     """
     size = x.abs()
-    return torch.where(size > size.max() * torch.finfo(x.dtype).eps ** power, x, 0)
+    return torch.where(size > size.max() * torch.finfo(x.dtype).eps, x, 0)

@@ -15,11 +15,14 @@ from unlearn.curvature.digest import weights_digest
 from unlearn.curvature.fisher import FisherKind, FisherStream
 from unlearn.curvature.kronecker import eigenbasis, kronecker_factors, mean_squares
 from unlearn.curvature.layers import find_layers, patterns_of
-from unlearn.data import DEFAULT_BATCH, as_rows
+from unlearn.curvature.taps import TAP_BATCH
+from unlearn.data import as_rows
 from unlearn.errors import InputError, did_you_mean
 from unlearn.tasks import Task, get_task
 
 CurvatureKind = Literal["ekfac", "kfac", "diagonal"]
+
+_KEEP_BYTES = 512 * 2**20
 
 
 def fit_curvature(
@@ -31,7 +34,7 @@ def fit_curvature(
     fisher: FisherKind = "sampled",
     seed: int = 0,
     skip: str | Iterable[str] = (),
-    batch_size: int = DEFAULT_BATCH,
+    batch_size: int = TAP_BATCH,
     dtype: torch.dtype | None = None,
 ) -> Curvature:
     """Fit a block-diagonal approximation of the Gauss-Newton matrix of the mean loss over the rows.
@@ -72,7 +75,8 @@ def fit_curvature(
     skip = patterns_of(skip)
     layers, uncovered = find_layers(model, skip)
     digest = weights_digest(model)
-    stream = FisherStream(model, rows, loss, layers, fisher, seed, batch_size, dtype)
+    keep = _KEEP_BYTES if kind == "ekfac" else 0
+    stream = FisherStream(model, rows, loss, layers, fisher, seed, batch_size, dtype, keep)
     blocks = _diagonal(stream) if kind == "diagonal" else _kronecker(stream, refit=kind == "ekfac")
     if weights_digest(model) != digest:
         raise InputError("the model's weights or buffers change when it is run; make it constant in evaluation mode")

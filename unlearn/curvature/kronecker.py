@@ -11,13 +11,15 @@ Axes: g group, b sample, t position, i inputs, o outputs, c Fisher column.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from unlearn.curvature.block import Basis
-from unlearn.curvature.fisher import FisherStream, without_noise
+from unlearn.curvature.fisher import FisherStream
 from unlearn.errors import InputError
 
 _JITTER = (0.0, 1e-12, 1e-9, 1e-6)
+_PANEL = 192
 
 
 def kronecker_factors(stream: FisherStream) -> dict[str, tuple[Tensor, Tensor]]:
@@ -28,13 +30,27 @@ def kronecker_factors(stream: FisherStream) -> dict[str, tuple[Tensor, Tensor]]:
         if layer.name not in factors:
             factors[layer.name] = inputs.new_zeros(g, i, i), inputs.new_zeros(g, o, o)
         A, S = factors[layer.name]
-        a = inputs.flatten(1, 2)
-        A.baddbmm_(a.mT, a)
+        _add_second_moment(A, inputs.flatten(1, 2))
         for column in columns:
-            d = column.flatten(1, 2)
-            S.baddbmm_(d.mT, d, alpha=1 / inputs.shape[2])
-    n = len(stream.rows)
-    return {name: (A / n, S / n) for name, (A, S) in factors.items()}
+            _add_second_moment(S, column.flatten(1, 2), 1 / inputs.shape[2])
+    for pair in factors.values():
+        for factor in pair:
+            _mirror(factor.div_(len(stream.rows)))
+    return factors
+
+
+def _add_second_moment(total: Tensor, x: Tensor, scale: float = 1.0) -> None:
+    """Add scale x^T x in place, for x (g, rows, k): panels of columns, from the diagonal down."""
+    for start in range(0, x.shape[2], _PANEL):
+        panel = slice(start, start + _PANEL)
+        total[:, start:, panel].baddbmm_(x[:, :, start:].mT, x[:, :, panel], alpha=scale)
+
+
+def _mirror(total: Tensor) -> None:
+    """Fill what :func:`_add_second_moment` left out, above the panels."""
+    for start in range(0, total.shape[1], _PANEL):
+        stop = start + _PANEL
+        total[:, start:stop, stop:] = total[:, stop:, start:stop].mT
 
 
 def mean_squares(stream: FisherStream, bases: dict[str, Basis]) -> dict[str, Tensor]:
@@ -45,12 +61,18 @@ def mean_squares(stream: FisherStream, bases: dict[str, Basis]) -> dict[str, Ten
         total = found.setdefault(layer.name, a.new_zeros(layer.shape))
         if a.shape[2] == 1:
             a2, d2 = basis.squares(a, columns)
-            total.baddbmm_(without_noise(d2, 2).mT, without_noise(a2, 2))
+            total.baddbmm_(_without_noise(d2).mT, _without_noise(a2))
         else:
             for d in columns:
                 for block in basis.gradients(a, d):
                     total += block.square_().sum(1)
     return {name: total / len(stream.rows) for name, total in found.items()}
+
+
+def _without_noise(squares: Tensor) -> Tensor:
+    """Set what is below the squared rounding error of the largest square to 0, in place; see :func:`without_noise`."""
+    cutoff = float(squares.max()) * torch.finfo(squares.dtype).eps ** 2
+    return F.threshold(squares, cutoff, 0.0, inplace=True)
 
 
 def eigenbasis(factor: Tensor, what: str) -> tuple[Tensor, Tensor, int]:

@@ -23,6 +23,8 @@ from unlearn.curvature.layers import Layer
 from unlearn.errors import UnsupportedLayerError
 from unlearn.modes import evaluation
 
+TAP_BATCH = 512  # more rows than a forward pass needs: products with wide factors gain by them
+
 
 class Taps:
     """Inputs and output gradients of layers in one forward pass; made by :func:`tap`."""
@@ -47,10 +49,10 @@ class Taps:
         self._inputs[name] = inputs[0].detach()
         self._outputs[name] = get_gradient_edge(output), output.shape
 
-    def inputs(self, layer: Layer) -> Tensor:
-        """Return the layer's inputs, shape (g, b, t, i)."""
+    def inputs(self, layer: Layer, samples: slice = slice(None)) -> Tensor:
+        """Return the layer's inputs, shape (g, b, t, i), of all samples or of some."""
         self._check(layer)
-        x, module = self._inputs[layer.name], self._modules[layer.name]
+        x, module = self._inputs[layer.name][samples], self._modules[layer.name]
         if isinstance(module, nn.Conv2d):
             patches = _unfold(module, x)
             patches = patches.reshape(len(x), layer.shape[0], -1, patches.shape[2]).permute(1, 0, 3, 2)
@@ -59,6 +61,16 @@ class Taps:
         if layer.bias is None:
             return patches
         return torch.cat([patches, patches.new_ones(*patches.shape[:3], 1)], dim=3)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the inputs take, not yet unfolded."""
+        return sum(x.nbytes for x in self._inputs.values())
+
+    def without_graph(self) -> Taps:
+        """Return these taps for their inputs only: the graph of the forward pass is let go."""
+        self._outputs.clear()
+        return self
 
     def gradients(self, outputs: Tensor, cotangent: Tensor, *, again: bool = False) -> dict[str, Tensor]:
         """Pull a gradient at the model's outputs back to the layers' outputs.

@@ -110,20 +110,16 @@ def out_of_sample_logits(
         raise InputError(f"folds is {folds}; give from 2 to the {len(given)} rows")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; give at least 1")
-    rows = given.only(
-        sorted(given.ids)
-    )  # training shuffles positions: in the order of ids it is the same for any order
-    found: Tensor | None = None
-    for k, held_out in enumerate(_folds(rows, folds, seed)):
-        kept = rows.without([rows.ids[i] for i in held_out.tolist()])
+    rows = given.only(sorted(given.ids))  # training shuffles positions; in the order of ids, any order gives the same
+    held_out = _folds(rows, folds, seed)
+    parts = []
+    for k, positions in enumerate(held_out):
+        kept = rows.without([rows.ids[i] for i in positions.tolist()])
         trained, _ = train(model, kept, settings, seed=seed, description=f"fold {k + 1} of {folds}")
-        left_out = rows.at(held_out)
-        logits = predict(trained, left_out, batch_size=batch_size)
-        get_task("classification").check(logits, left_out.labels)
-        found = logits.new_zeros(len(rows), logits.shape[1]) if found is None else found
-        found[held_out] = logits
-    assert found is not None  # there are at least two folds
-    return found[rows.positions(given.ids)]
+        parts.append(predict(trained, rows.at(positions), batch_size=batch_size))
+        get_task("classification").check(parts[-1], rows.labels[positions])
+    logits = torch.cat(parts)[torch.cat(held_out).argsort()]
+    return logits[rows.positions(given.ids)]
 
 
 def _folds(rows: Rows, folds: int, seed: int) -> list[Tensor]:

@@ -151,7 +151,9 @@ class _Forest:
         g, o, i = layer.shape
         self.projection: SparseRandomProjection | None = None
         if g * o * i > max_features:
-            self.projection = SparseRandomProjection(max_features, random_state=_small_seed(seed, "projection"))
+            self.projection = SparseRandomProjection(
+                n_components=max_features, random_state=_small_seed(seed, "projection")
+            )
             self.projection.fit(np.zeros((1, g * o * i), dtype=np.float32))
         drawn = rows.sample(POOL_ROWS, seed, "isolation-forest-pool")
         self.pool = drawn.only(sorted(drawn.ids))  # the forest draws by position, so these are in the order of ids
@@ -159,7 +161,9 @@ class _Forest:
         self._scale = float(np.abs(features).max()) or 1.0
         features /= self._scale
         self._forest = IsolationForest(
-            trees, max_samples=min(_TREE_ROWS, len(self.pool)), random_state=_small_seed(seed, "isolation-forest")
+            n_estimators=trees,
+            max_samples=min(_TREE_ROWS, len(self.pool)),
+            random_state=_small_seed(seed, "isolation-forest"),
         ).fit(features)
 
     def scores(self) -> npt.NDArray[np.float64]:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from unlearn.curvature import Curvature, layer_gradients
-from unlearn.data import DEFAULT_BATCH, as_rows
+from unlearn.curvature.taps import TAP_BATCH
+from unlearn.data import as_rows
 from unlearn.detect.damped_curvature import damped_curvature
 from unlearn.detect.scores import Scores
 from unlearn.tasks import Task, get_task
@@ -22,7 +23,7 @@ def self_influence(
     damping: float | None = None,
     weight_decay: float = 0.0,
     task: str | Task = "classification",
-    batch_size: int = DEFAULT_BATCH,
+    batch_size: int = TAP_BATCH,
 ) -> Scores:
     """Return g^T (G + w + d)^-1 g of each row, with g the gradient of its loss at its given label.
 
@@ -62,9 +63,9 @@ def self_influence(
         task=the_task,
         batch_size=batch_size,
     )
-    blocks, layers = damped.curvature.blocks, damped.curvature.layers
+    forms = {name: block.quadratic_form(damped.added) for name, block in damped.curvature.blocks.items()}
     values = torch.zeros(len(rows), dtype=torch.float64)
-    for positions, gradients in layer_gradients(model, rows, the_task, layers, batch_size):
+    for positions, gradients in layer_gradients(model, rows, the_task, damped.curvature.layers, batch_size):
         for name, (a, d) in gradients.items():
-            values[positions] += blocks[name].quadratic(a, d, damped.added).double().cpu()
+            values[positions] += forms[name](a, d).double().cpu()
     return Scores(rows.ids, values.numpy(), "self-influence", damped.options)

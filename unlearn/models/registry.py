@@ -41,8 +41,10 @@ def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
         torch.default_generator.manual_seed(seed)
         try:
             model = factory(**options)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"model {name!r} can not be built with {options}: {error}") from error
+        except Exception as error:  # a factory of the user's own can raise anything
+            raise InputError(
+                f"model {name!r} can not be built with {options}: {type(error).__name__}: {error}"
+            ) from error
     if not isinstance(model, nn.Module):
         raise InputError(f"{name!r} returned {type(model).__name__}; a model factory returns a torch.nn.Module")
     return model

@@ -8,15 +8,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from unlearn.atomic import make_folder, write_atomically
+from unlearn.atomic import make_folder, read_json, write_atomically
+from unlearn.checkpoint import read_metadata
 from unlearn.curvature import Curvature, fit_curvature, load_curvature
+from unlearn.curvature.layers import find_layers
 from unlearn.data import Rows, load_data, pair_noise, symmetric_noise
 from unlearn.errors import FolderError, InputError
 from unlearn.models import build_model
+from unlearn.predict import predict
 from unlearn.recipe import Recipe, parse_recipe
 from unlearn.repair import Changes, Cost, Edit, Step
+from unlearn.tasks import get_task
 from unlearn.training import TRAJECTORY_FILE, TrainingRecord, TrainSettings, Trajectory, load_checkpoint
 
 FORMAT = 1
@@ -42,6 +47,7 @@ class Run:
 
         Raises:
             FolderError: the folder holds a run already, or other files.
+            UnlearnError: of a new run, what :meth:`check` refuses; no folder is made.
         """
         path = Path(folder)
         stored = path / "recipe.toml"
@@ -56,10 +62,12 @@ class Run:
                 )
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FolderError(f"{str(path)!r} exists and is no run folder; choose a new or empty folder")
-        make_folder(path)
+        run = cls(path, recipe, device)
         if not stored.exists():
+            run.check()
+            make_folder(path)
             write_atomically(stored, recipe.text.encode())
-        return cls(path, recipe, device)
+        return run
 
     @classmethod
     def open(cls, folder: str | Path, *, device: str | None = None) -> Run:
@@ -73,6 +81,26 @@ class Run:
             raise FolderError(f"{str(folder)!r} holds no run (no recipe.toml); make one with `unlearn train RECIPE`")
         return cls(Path(folder), parse_recipe(stored.read_text(), str(stored)), device)
 
+    def check(self) -> None:
+        """Refuse data and a model that do not go together, or that no edit covers, before anything is trained.
+
+        Raises:
+            InputError: unknown data or model, weights that are not finite, or inputs or labels that the model can not
+                take.
+            UnsupportedLayerError: a trained parameter has no curvature, as tied weights have none.
+        """
+        model = self.build()
+        find_layers(model)
+        rows = self.data.at(torch.stack([self.data.labels.argmin(), self.data.labels.argmax()]))
+        try:
+            outputs = predict(model, rows)
+        except (RuntimeError, TypeError, AttributeError, IndexError) as error:
+            raise InputError(
+                f"model {self.recipe.model.name!r} can not take the rows of {rows.name}, inputs of shape "
+                f"{tuple(rows[0][0].shape)}: {error}"
+            ) from error
+        get_task("classification").check(outputs, rows.labels)
+
     @cached_property
     def data(self) -> Rows:
         """Training rows with the recipe's label noise."""
@@ -82,8 +110,7 @@ class Run:
         if noise is None:
             return rows
         if noise.kind == "pairs":
-            pairs = {int(old): new for old, new in noise.pairs.items()}
-            return pair_noise(rows, pairs, noise.rate, noise.noise_seed)
+            return pair_noise(rows, noise.pairs, noise.rate, noise.noise_seed)
         return symmetric_noise(rows, noise.rate, noise.noise_seed)
 
     @cached_property
@@ -134,7 +161,7 @@ class Run:
     def edit(self) -> Edit:
         """The edit in the run folder."""
         facts = self.check_decisions()
-        edited, _ = load_checkpoint(self._need("edited.safetensors", "repair"), self.build())
+        edited, _ = load_checkpoint(self.folder / "edited.safetensors", self.build())
         model, record = self.original
         return Edit(
             model=edited,
@@ -158,9 +185,9 @@ class Run:
         Raises:
             FolderError: decisions.csv says something else than was done.
         """
-        facts = self.read("edit.json", "repair")
+        facts: dict[str, Any] = read_metadata(self._need("edited.safetensors", "repair"))["edit"]
         path = self.folder / "decisions.csv"
-        if facts["changes_sha256"] != Changes.load(path).digest:
+        if facts["rows"] != Changes.load(path).hashed_rows():
             raise FolderError(
                 f"{path} was changed after the edit; run `unlearn repair apply {self.folder} {path} --replace`"
             )
@@ -177,10 +204,10 @@ class Run:
         Raises:
             FolderError: the stage that writes it has not run, or the file is of another version.
         """
-        facts = json.loads(self._need(name, stage).read_text())
+        facts: dict[str, Any] = read_json(self._need(name, stage))
         if facts.get("format") != FORMAT:
             raise FolderError(f"{self.folder / name} has format {facts.get('format')!r}; this release reads {FORMAT}")
-        return facts  # type: ignore[no-any-return]
+        return facts
 
     def _need(self, name: str, stage: str) -> Path:
         path = self.folder / name

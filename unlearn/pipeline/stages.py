@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from unlearn import detect
-from unlearn.atomic import write_atomically
+from unlearn.atomic import read_json, write_atomically
 from unlearn.checkpoint import save_checkpoint
 from unlearn.errors import InputError
 from unlearn.pipeline.run import FORMAT, Run
@@ -143,18 +143,14 @@ def repair_stage(run: Run) -> None:
 
 
 def write_edit(run: Run, edit: Edit) -> None:
-    """Write ``edit.json`` and then ``edited.safetensors``; results of an older edit are taken away first."""
-    for stale in ("edited.safetensors", "verdict.json", "report.json", "report.html"):
+    """Write ``edited.safetensors``, which carries every number of the edit; results of an older edit go first.
+
+    The older checkpoint stays until the new one takes its place.
+    """
+    for stale in ("verdict.json", "report.json", "report.html"):
         (run.folder / stale).unlink(missing_ok=True)
     if not _has(run, "decisions.csv") or Changes.load(run.folder / "decisions.csv") != edit.changes:
         edit.changes.save(run.folder / "decisions.csv")
-    top = [row["id"] for row in run.read("detection.json", "detect")["top"]] if _has(run, "detection.json") else []
-    shown = run.data.only(top) if top else None
-    predictions = {
-        name: {} if shown is None else dict(zip(shown.ids, predict(model, shown).argmax(1).tolist(), strict=True))
-        for name, model in (("before", edit.original), ("after", edit.model))
-    }
-    run.write("edit.json", {**edit.to_dict(), "changes_sha256": edit.changes.digest, "predictions": predictions})
     save_checkpoint(
         run.folder / "edited.safetensors",
         edit.model,
@@ -192,7 +188,8 @@ def verify_stage(run: Run, references: int | None = None) -> Verdict:
 
 def report_stage(run: Run) -> None:
     """Gather every figure in ``report.json`` and show it in ``report.html``."""
-    report = assemble_report(run.folder, run.recipe, run.data, run.test, run.original[1], run.original[0])
+    edit = run.edit() if _has(run, "edited.safetensors") else None
+    report = assemble_report(run.folder, run.recipe, run.data, run.test, *run.original, edit)
     run.write("report.json", report)
     shown = [row["id"] for row in (report["detection"] or {"top": []})["top"]]
     images = {}
@@ -235,7 +232,7 @@ def run_stages(run: Run, *, until: str = "report", tell: Callable[[str, float | 
             with torch.random.fork_rng(devices=[]):
                 function(run)
             seconds = time.perf_counter() - begun
-            timings = json.loads((run.folder / "timings.json").read_text()) if _has(run, "timings.json") else {}
+            timings = read_json(run.folder / "timings.json") if _has(run, "timings.json") else {}
             write_atomically(run.folder / "timings.json", json.dumps({**timings, stage: round(seconds, 3)}).encode())
         if stage == "repair":
             run.check_decisions()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -121,8 +122,8 @@ def apply_changes(
     """
     rows, the_task = as_rows(data), get_task(task)
     changes.check(rows, allow_empty_class=allow_empty_class)
-    if not budget >= 0:
-        raise InputError(f"budget is {budget}; give training epochs, 0 or more")
+    if not 0 <= budget < math.inf:
+        raise InputError(f"budget is {budget}; give a finite number of training epochs, 0 or more")
     if steps != "auto" and (not isinstance(steps, int) or steps < 1):
         raise InputError(f"steps is {steps!r}; give a number of at least 1, or 'auto'")
     decay = weight_decay_of(weight_decay, record)
@@ -192,10 +193,6 @@ def _rewind_notes(
         return [unused] if curvature is not None else []
     if record is None or budget == 0 or len(record.snapshots) < 2:
         return []
-    if record.order is None:
-        return [
-            "snapshots were recorded, but the row order is not beside the checkpoint: the final weights were edited"
-        ]
     return [f"no snapshot lies within {budget:g} epochs of the end, so the final weights were edited"]
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from unlearn.atomic import write_atomically
 from unlearn.data import Rows
@@ -44,11 +44,12 @@ class Changes:
         """All changed rows, the removed first."""
         return (*self.removed, *self.relabelled)
 
-    @property
-    def digest(self) -> str:
-        """Sha256 of what is asked for, whatever the order of the rows."""
-        asked = [sorted(self.removed), sorted(self.relabelled.items())]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    def hashed_rows(self) -> list[dict[str, Any]]:
+        """Return what a checkpoint may say of the rows: sha256 of the id, action and new label, in a fixed order."""
+        asked = [(row, "remove", None) for row in self.removed]
+        asked += [(row, "relabel", label) for row, label in self.relabelled.items()]  # type: ignore[misc]
+        named = ((hashlib.sha256(row.encode()).hexdigest(), action, label) for row, action, label in asked)
+        return [dict(zip(("id_sha256", "action", "label"), row, strict=True)) for row in sorted(named)]
 
     @property
     def action(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -98,15 +97,4 @@ class Edit:
 
     def provenance(self) -> dict[str, Any]:
         """Return what a checkpoint says of the edit; row ids as sha256 only."""
-        rows: list[dict[str, Any]] = [
-            {"id_sha256": _sha256(row), "action": "remove", "label": None} for row in self.changes.removed
-        ]
-        rows += [
-            {"id_sha256": _sha256(row), "action": "relabel", "label": label}
-            for row, label in self.changes.relabelled.items()
-        ]
-        return {**self.to_dict(), "rows": rows, "data_fingerprint": self.data.fingerprint}
-
-
-def _sha256(row: str) -> str:
-    return hashlib.sha256(row.encode()).hexdigest()
+        return {**self.to_dict(), "rows": self.changes.hashed_rows(), "data_fingerprint": self.data.fingerprint}

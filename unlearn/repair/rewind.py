@@ -31,8 +31,19 @@ def check_record(record: TrainingRecord | None, rows: Rows, task: Task) -> None:
 
 
 def rewind_step(record: TrainingRecord | None, rows: Rows, budget: float) -> int | None:
-    """Return the earliest snapshot from which a replay stays within the budget; None to edit the final weights."""
-    if record is None or record.order is None or budget == 0:
+    """Return the earliest snapshot from which a replay stays within the budget; None to edit the final weights.
+
+    Raises:
+        RecordError: snapshots were recorded, but the row order is missing.
+    """
+    if record is None or budget == 0:
+        return None
+    if record.order is None:
+        if len(record.snapshots) > 1:
+            raise RecordError(
+                "snapshots were recorded, but their folder with the row order is missing: put snapshots/ beside the "
+                "checkpoint, or edit the final weights with budget=0"
+            )
         return None
     left = record.order.rows_left()
     within = [step for step in sorted(record.snapshots) if 0 < step < record.steps and left[step] <= budget * len(rows)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from unlearn.atomic import read_json
 from unlearn.checkpoint import read_metadata
 from unlearn.data import Rows
 from unlearn.predict import predict
 from unlearn.recipe import Recipe
+from unlearn.repair import Edit
 from unlearn.training import TrainingRecord
 
 LIMITS = (
@@ -26,7 +27,13 @@ LIMITS = (
 
 
 def assemble_report(
-    folder: Path, recipe: Recipe, data: Rows, test: Rows, record: TrainingRecord, original: nn.Module
+    folder: Path,
+    recipe: Recipe,
+    data: Rows,
+    test: Rows,
+    original: nn.Module,
+    record: TrainingRecord,
+    edit: Edit | None,
 ) -> dict[str, Any]:
     """Return the report as JSON-able data; a stage that has not run is None.
 
@@ -35,22 +42,18 @@ def assemble_report(
         recipe: its recipe.
         data: training rows.
         test: test rows.
-        record: training record of the original.
         original: the trained model.
+        record: its training record.
+        edit: what was done, or None.
     """
-    detection, edit, verdict = (_read(folder / name) for name in ("detection.json", "edit.json", "verdict.json"))
-    predictions = (edit or {}).get("predictions", {"before": {}, "after": {}})
+    detection, verdict = (_read(folder / name) for name in ("detection.json", "verdict.json"))
     noise = recipe.data.noise
-    if detection is not None:
-        acted = set(detection.pop("acted"))
-        for row in detection["top"]:
-            row["acted"] = row["id"] in acted
-            row["predicted_before"] = predictions["before"].get(row["id"])
-            row["predicted_after"] = predictions["after"].get(row["id"])
+    facts = None
     if edit is not None:
-        edit = {key: value for key, value in edit.items() if key not in ("format", "predictions", "changes_sha256")}
-        edit["rows"] = edit["removed"] + edit["relabelled"]
-        edit["replay_epochs"] = edit["cost"]["replay"]
+        rows = len(edit.changes.ids)
+        facts = {**edit.to_dict(), "rows": rows, "replay_epochs": edit.cost.replay}
+    if detection is not None:
+        _complete_rows(detection, data, original, edit)
     measures = (verdict or {}).pop("measures", [])
     accuracy = (predict(original, test).argmax(1) == test.labels).double().mean()
     return {
@@ -89,7 +92,7 @@ def assemble_report(
             "test_accuracy": float(accuracy),
         },
         "detection": None if detection is None else {k: v for k, v in detection.items() if k != "format"},
-        "edit": edit,
+        "edit": facts,
         "verification": {
             "references": recipe.verify.references,
             "tolerance": recipe.verify.tolerance,
@@ -107,5 +110,19 @@ def assemble_report(
     }
 
 
+def _complete_rows(detection: dict[str, Any], data: Rows, original: nn.Module, edit: Edit | None) -> None:
+    """Add to the top rows what the models predict, and whether they were changed."""
+    acted = set(detection.pop("acted") if edit is None else edit.changes.ids)
+    detection.pop("acted", None)
+    top = detection["top"]
+    if not top:
+        return
+    shown = data.only([row["id"] for row in top])
+    before = predict(original, shown).argmax(1).tolist()
+    after = [None] * len(top) if edit is None else predict(edit.model, shown).argmax(1).tolist()
+    for row, old, new in zip(top, before, after, strict=True):
+        row |= {"acted": row["id"] in acted, "predicted_before": old, "predicted_after": new}
+
+
 def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(path) if path.exists() else None

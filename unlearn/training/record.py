@@ -180,7 +180,9 @@ class TrainingRecord:
 
 def write_order(path: Path, order: BatchOrder) -> None:
     """Write a row order as safetensors: positions, and the ids in the metadata."""
-    write_atomically(path, save({"positions": order.positions.int()}, {"ids": json.dumps(order.ids)}))
+    write_atomically(
+        path, save({"positions": order.positions.int()}, {"order": json.dumps({"version": VERSION, "ids": order.ids})})
+    )
 
 
 def read_order(path: Path, digest: str) -> BatchOrder:
@@ -191,7 +193,8 @@ def read_order(path: Path, digest: str) -> BatchOrder:
     """
     try:
         with safe_open(path, "pt") as file:
-            order = BatchOrder(tuple(json.loads(file.metadata()["ids"])), file.get_tensor("positions"))
+            about = json.loads(file.metadata()["order"])
+            order = BatchOrder(tuple(about["ids"]), file.get_tensor("positions"))
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise RecordError(f"row order {path} is damaged: {error}; restore it from a copy") from error
     if order.digest != digest:

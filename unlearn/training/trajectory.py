@@ -16,6 +16,8 @@ from unlearn.atomic import write_atomically
 from unlearn.errors import RecordError
 from unlearn.tasks import margins
 
+VERSION = 1
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -36,7 +38,7 @@ class Trajectory:
     def save(self, path: str | Path) -> None:
         """Write as safetensors."""
         tensors = {"margin": self.margin, "logits": self.logits, "count": self.count}
-        write_atomically(path, save(tensors, {"version": "1", "ids": json.dumps(self.ids)}))
+        write_atomically(path, save(tensors, {"about": json.dumps({"version": VERSION, "ids": self.ids})}))
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:
@@ -49,8 +51,11 @@ class Trajectory:
             raise RecordError(f"no trajectory at {path}: train with a recorder, or choose another detector")
         try:
             with safe_open(path, "pt") as file:
+                about = json.loads(file.metadata()["about"])
+                if about["version"] != VERSION:
+                    raise ValueError(f"it has version {about['version']!r}, this release reads {VERSION}")
                 parts = (file.get_tensor(name) for name in ("margin", "logits", "count"))
-                return cls(tuple(json.loads(file.metadata()["ids"])), *parts)
+                return cls(tuple(about["ids"]), *parts)
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise RecordError(f"trajectory {path} is damaged: {error}; train again") from error
 
