@@ -95,6 +95,7 @@ def _print_report(report: dict[str, Any]) -> None:
             f"{cell(quality['recall'])}, right labels suggested {cell(quality['suggestions_right'])}."
         )
     keys = ("method", "auroc", "average_precision", "cost_epochs")
+    click.echo()
     print_table(
         "detectors (cost in training epochs, with the curvature's fit)",
         ["score", "AUROC", "average precision", "cost"],
@@ -110,6 +111,7 @@ def _print_report(report: dict[str, Any]) -> None:
     )
     for note in edit["notes"]:
         print_wrapped(f"note: {note}")
+    click.echo()
     verification, verdict = _section(report, "verification"), _section(report, "verdict")
     print_verdict({**verdict, "measures": verification["table"]})
 
