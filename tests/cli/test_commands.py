@@ -119,6 +119,14 @@ def test_repair_by_hand_keeps_the_run_consistent(unlearn: Unlearn, run_copy: Pat
     assert "UNDECIDED" in out
 
 
+def test_a_new_verdict_takes_the_older_report_away(unlearn: Unlearn, run_copy: Path) -> None:
+    """Rejects a report that shows another verdict than verdict.json."""
+    assert (run_copy / "report.html").exists()
+    assert unlearn("verify", run_copy, "--references", 0)[0] == 3
+    assert not (run_copy / "report.html").exists()
+    assert not (run_copy / "report.json").exists()
+
+
 BAD = {
     "unknown recipe": (["recipe", "run", "mnist5k-relable"], "did you mean 'mnist5k-relabel'"),
     "unknown command": (["recipe", "rum"], "rum"),

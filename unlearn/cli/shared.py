@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 run_argument = click.argument("run_folder", metavar="RUN", type=click.Path())
 device_option = click.option("--device", help="Where to compute, as torch names it; the CPU if not given.")

@@ -147,8 +147,7 @@ def write_edit(run: Run, edit: Edit) -> None:
 
     The older checkpoint stays until the new one takes its place.
     """
-    for stale in ("verdict.json", "report.json", "report.html"):
-        (run.folder / stale).unlink(missing_ok=True)
+    _take_away(run, "verdict.json", "report.json", "report.html")
     if not _has(run, "decisions.csv") or Changes.load(run.folder / "decisions.csv") != edit.changes:
         edit.changes.save(run.folder / "decisions.csv")
     save_checkpoint(
@@ -164,6 +163,7 @@ def write_edit(run: Run, edit: Edit) -> None:
 def verify_stage(run: Run, references: int | None = None) -> Verdict:
     """Train references, measure distances beside rivals at equal cost, and decide."""
     section, edit = run.recipe.verify, run.edit()
+    _take_away(run, "report.json", "report.html")
     epochs = max(1, round(edit.cost.total))
     rivals: dict[str, nn.Module] = {}
     if edit.record is not None and edit.record.optimizer != "lbfgs":
@@ -197,6 +197,12 @@ def report_stage(run: Run) -> None:
         inputs, _ = run.data.batch(run.data.positions(shown))
         images = dict(zip(shown, inputs.numpy(), strict=True))
     write_atomically(run.folder / "report.html", render_report({"format": FORMAT, **report}, images).encode())
+
+
+def _take_away(run: Run, *stale: str) -> None:
+    """Remove results that would speak of something older."""
+    for name in stale:
+        (run.folder / name).unlink(missing_ok=True)
 
 
 def _has(run: Run, name: str) -> bool:
