@@ -169,7 +169,15 @@ def logits(model: nn.Module, rows: Rows) -> Tensor:
 class Table:
     """Measures of models over seeds, printed as mean and worst."""
 
-    LARGER = ("test accuracy", "accuracy - retrain", "cosine changed", "cosine test")
+    LARGER = (
+        "test accuracy",
+        "accuracy - retrain",
+        "cosine changed",
+        "cosine test",
+        "average precision",
+        "AUROC",
+        "self-influence AUROC",
+    )
 
     def __init__(self, title: str, columns: tuple[str, ...]) -> None:
         self.title, self.columns = title, columns
