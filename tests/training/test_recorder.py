@@ -185,7 +185,9 @@ def test_optimizers_that_the_record_can_not_describe_are_refused(make: Any, mess
 def test_frozen_parameters_may_stay_outside_the_optimizer(tmp_path: Path):
     model = network()
     model[0].requires_grad_(False)  # type: ignore[index]
-    Recorder(model, torch.optim.Adam(model[2].parameters()), tmp_path)  # type: ignore[index]
+    recorder = Recorder(model, torch.optim.Adam(model[2].parameters()), tmp_path)  # type: ignore[index]
+    recorder.step(["a"])
+    assert recorder.finish().optimizer == "adam"
 
 
 def test_a_momentum_that_changes_during_training_is_refused(tmp_path: Path):

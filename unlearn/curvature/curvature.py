@@ -19,6 +19,12 @@ from unlearn.data import as_rows
 from unlearn.errors import InputError, StaleCurvatureError, did_you_mean, some
 
 
+def check_damping(damping: float) -> None:
+    """Refuse a damping that is not a finite number of at least 0."""
+    if not (math.isfinite(damping) and damping >= 0):
+        raise InputError(f"damping is {damping}; give a finite number of at least 0")
+
+
 @dataclass(frozen=True)
 class Curvature:
     """A block-diagonal approximation of the Gauss-Newton matrix G of the mean loss over the fitted rows.
@@ -83,16 +89,23 @@ class Curvature:
         Raises:
             InputError: damping is negative or not finite, or 0 where an eigenvalue is 0; or the vector does not fit.
         """
-        if not (math.isfinite(damping) and damping >= 0):
-            raise InputError(f"damping is {damping}; give a finite number of at least 0")
+        check_damping(damping)
         if damping == 0:
-            singular = [name for name, block in self.blocks.items() if not (block.eigenvalues > 0).all()]
-            if singular:
-                raise InputError(
-                    f"the curvature of layers {some(map(repr, singular))} has eigenvalues of 0, so it has no inverse; "
-                    f"give damping > 0 (the mean eigenvalue is {self.mean_eigenvalue:.3g})"
-                )
+            self.check_invertible()
         return self._apply(vector, lambda block, part: block.solve(part, damping))
+
+    def check_invertible(self) -> None:
+        """Refuse to be inverted without damping where an eigenvalue is 0.
+
+        Raises:
+            InputError: the layers that are singular.
+        """
+        singular = [name for name, block in self.blocks.items() if not (block.eigenvalues > 0).all()]
+        if singular:
+            raise InputError(
+                f"the curvature of layers {some(map(repr, singular))} has eigenvalues of 0, so it has no inverse; "
+                f"give damping > 0 (the mean eigenvalue is {self.mean_eigenvalue:.3g})"
+            )
 
     def check(self, model: nn.Module, data: Any = None) -> None:
         """Refuse a model with other weights, or data with other rows, than those it was fitted on.

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unlearn.curvature.curvature import check_damping
 from unlearn.curvature.gauss_newton import gauss_newton
-from unlearn.curvature.solver import check_damping
 from unlearn.curvature.vectors import Vector
 from unlearn.data import DEFAULT_BATCH
 from unlearn.errors import InputError

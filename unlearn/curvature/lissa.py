@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from unlearn.curvature.curvature import check_damping
 from unlearn.curvature.gauss_newton import GaussNewton, gauss_newton
 from unlearn.curvature.power_iteration import top_eigenvalue
-from unlearn.curvature.solver import check_damping
 from unlearn.curvature.vectors import Vector, add_scaled, dot, norm, zeros_like
 from unlearn.data import DEFAULT_BATCH, as_rows, draws
 from unlearn.errors import ConvergenceError, InputError

@@ -7,11 +7,10 @@ of the exact G agree with each other within their tolerances, or raise.
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 from unlearn.curvature.conjugate_gradient import CGResult, conjugate_gradient
-from unlearn.curvature.curvature import Curvature
+from unlearn.curvature.curvature import Curvature, check_damping
 from unlearn.curvature.gauss_newton import GaussNewton
 from unlearn.curvature.vectors import Vector, add_scaled
 from unlearn.errors import ConvergenceError, InputError, some
@@ -131,9 +130,3 @@ class ConjugateGradientSolver:
                 "iterations, or more damping or tolerance"
             )
         return result.solution
-
-
-def check_damping(damping: float) -> None:
-    """Refuse a damping that is not a finite number of at least 0."""
-    if not (math.isfinite(damping) and damping >= 0):
-        raise InputError(f"damping is {damping}; give a finite number of at least 0")

@@ -9,7 +9,7 @@ from torch import nn
 
 from unlearn.curvature import Curvature, fit_curvature
 from unlearn.data import Rows
-from unlearn.errors import InputError, StaleCurvatureError, some
+from unlearn.errors import InputError, StaleCurvatureError
 from unlearn.tasks import Task
 
 DEFAULT_SHARE = 0.1
@@ -91,10 +91,5 @@ def damped_curvature(
             )
     chosen = DEFAULT_SHARE * curvature.mean_eigenvalue if damping is None else float(damping)
     if chosen + weight_decay == 0:
-        singular = [name for name, block in curvature.blocks.items() if not (block.eigenvalues > 0).all()]
-        if singular:
-            raise InputError(
-                f"the curvature of layers {some(map(repr, singular))} has eigenvalues of 0, so it has no inverse; "
-                f"give damping > 0 (the mean eigenvalue is {curvature.mean_eigenvalue:.3g})"
-            )
+        curvature.check_invertible()
     return DampedCurvature(curvature, chosen, float(weight_decay))

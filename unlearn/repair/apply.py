@@ -150,7 +150,8 @@ def apply_changes(
     if curvature is None:
         chosen = edited.sample(_sample_size(len(edited), FACTOR_SHARE), 0, "factor-rows")
         curvature, factor_rows = fit_curvature(place, chosen, task=the_task, skip=skip), len(chosen)
-    curvature.check(place)
+    else:
+        curvature.check(place)
     objective = EditedObjective(
         place,
         rows,

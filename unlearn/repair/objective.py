@@ -15,7 +15,7 @@ is the edited training objective up to a constant. ``full=True`` takes that obje
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -82,16 +82,10 @@ class EditedObjective:
         """Return E and its gradient at theta_0, from the changed rows alone (from all, if ``full``)."""
         if self.full:
             return self.value_and_gradient(self.start)
-        weights = {name: value.clone().requires_grad_() for name, value in self.start.items()}
-        total = {name: torch.zeros_like(value) for name, value in self.start.items()}
-        value = 0.0
-        for term in self._changed_terms(weights):
-            parts = torch.autograd.grad(term, list(weights.values()), materialize_grads=True)
-            total = {name: total[name] + part for name, part in zip(self.names, parts, strict=True)}
-            value += float(term.detach())
+        value, gradient = self._summed(self._changed_terms, self.start)
         self.cost += 3 * len(self.changed)
         pull = self._removed_pull()
-        return value, {name: total[name] - pull * self.start[name] for name in self.names}
+        return value, {name: gradient[name] - pull * self.start[name] for name in self.names}
 
     def value(self, weights: Vector) -> float:
         """Return E at these weights."""
@@ -102,14 +96,19 @@ class EditedObjective:
 
     def value_and_gradient(self, weights: Vector) -> tuple[float, Vector]:
         """Return E and its gradient."""
+        found = self._summed(self._terms, weights)
+        self.cost += 3 * self._evaluated()
+        return found
+
+    def _summed(self, terms: Callable[[Vector], Iterator[Tensor]], weights: Vector) -> tuple[float, Vector]:
+        """Return the sum of these terms and its gradient, one term's graph at a time."""
         leaves = {name: value.detach().clone().requires_grad_() for name, value in weights.items()}
         total = {name: torch.zeros_like(value) for name, value in weights.items()}
         value = 0.0
-        for term in self._terms(leaves):
+        for term in terms(leaves):
             parts = torch.autograd.grad(term, list(leaves.values()), materialize_grads=True)
             total = {name: total[name] + part for name, part in zip(self.names, parts, strict=True)}
             value += float(term.detach())
-        self.cost += 3 * self._evaluated()
         return value, total
 
     def _evaluated(self) -> int:

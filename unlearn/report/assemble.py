@@ -112,8 +112,8 @@ def assemble_report(
 
 def _complete_rows(detection: dict[str, Any], data: Rows, original: nn.Module, edit: Edit | None) -> None:
     """Add to the top rows what the models predict, and whether they were changed."""
-    acted = set(detection.pop("acted") if edit is None else edit.changes.ids)
-    detection.pop("acted", None)
+    found = detection.pop("acted")
+    acted = set(found if edit is None else edit.changes.ids)
     top = detection["top"]
     if not top:
         return
