@@ -94,15 +94,13 @@ MISFITS = {
     "model": ('name = "mlp"', 'name = "mpl"', "did you mean 'mlp'"),
     "inputs": ("inputs = 64", "inputs = 63", r"can not take the rows of digits, inputs of shape"),
     "classes": ("classes = 10", "classes = 5", "label 9 is outside the model's 5 classes"),
-    "tied": ('name = "mlp"', 'name = "test_pipeline:tied"', "one tied parameter"),
+    "rows mixed": ('name = "mlp"', 'name = "test_pipeline:batch_normed"', "depend on the rows beside it"),
     "raises": ('name = "mlp"', 'name = "test_pipeline:broken"', "KeyError"),
 }
 
 
-def tied(**_: object) -> nn.Module:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10))
-    model[2].weight = model[1].weight
-    return model
+def batch_normed(**_: object) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64, track_running_stats=False), nn.Linear(64, 10))
 
 
 def broken(**_: object) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from unlearn.curvature import Curvature, Layer
 from unlearn.curvature.layers import find_layers
 from unlearn.data import Rows
+from unlearn.modes import evaluation
 from unlearn.tasks import Task, get_task
 
 N = 9
@@ -35,6 +36,135 @@ def conv(size: int, channels: int = 2, **options: object) -> Callable[[], nn.Mod
         return nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.Linear(flat, CLASSES))
 
     return make
+
+
+class Twice(nn.Module):
+    """A layer applied twice, to different positions, and a weight that two modules share, with biases of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.head = nn.Linear(3, CLASSES)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(self.body(x).tanh()[:, :2]).tanh()
+        return self.head(self.second(self.first(h).tanh()).tanh().mean(1))
+
+
+class Tokens(nn.Module):
+    """Embeddings of tokens and of places, a norm, and a head that shares the tokens' weight where asked to."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.token, self.place = nn.Embedding(CLASSES, 4, padding_idx=0), nn.Embedding(5, 4)
+        self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, CLASSES, bias=False)
+        if tied:
+            self.head.weight = self.token.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.token(x) + self.place(torch.arange(x.shape[1], device=x.device))
+        return self.head(self.norm(h).tanh().mean(1))
+
+
+class Attending(nn.Module):
+    """A transformer's layer: packed projections inside a function, rows in the second dimension."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True, **options)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x).mean(1))
+
+
+class CrossAttending(nn.Module):
+    """Attention to something else than the query: the packed projection sees two inputs."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__()
+        self.query, self.attention = nn.Linear(4, 4), nn.MultiheadAttention(4, 2, batch_first=True, **options)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(self.query(x[:, :2]), x, x)[0].mean(1))
+
+
+class Separate(nn.Module):
+    """Attention whose keys are of another size: its projections are weights of their own, with one bias in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.attention = nn.Linear(3, 4), nn.MultiheadAttention(4, 2, batch_first=True, kdim=3, vdim=3)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(self.query(x), x, x)[0].mean(1))
+
+
+class Bare(nn.Module):
+    """Parameters that belong to no layer, and a weight that is used as a matrix and in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(5)), nn.Parameter(torch.zeros(()))
+        self.body, self.head = nn.Linear(5, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x * self.scale + self.shift).tanh()
+        return self.head(h) * (1 + self.body.weight.square().sum() / 9)
+
+
+class Recurrent(nn.Module):
+    """A layer that torch can not vectorise over rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(3, 2, batch_first=True), nn.Linear(2, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+class Folded(nn.Module):
+    """Rows folded into another dimension: which entry belongs to which row can not be seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(1, 2), nn.Linear(10, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x.reshape(-1, 1)).tanh().reshape(-1, 10))
+
+
+class RowsLast(nn.Module):
+    """As many positions as rows, in the dimension where rows usually are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.head = nn.Linear(3, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.token(x.transpose(0, 1))).mean(0))
+
+
+def norms() -> nn.Module:
+    net = nn.Sequential(
+        nn.Conv1d(2, 4, 3, padding=1, stride=2, bias=False),
+        nn.BatchNorm1d(4),
+        nn.Tanh(),
+        nn.GroupNorm(2, 4),
+        nn.Flatten(),
+        nn.RMSNorm(12),
+        nn.Linear(12, CLASSES),
+    )
+    net[1].running_mean.normal_()
+    net[1].running_var.uniform_(0.5, 2)
+    for module in net:
+        if hasattr(module, "running_mean") or isinstance(module, (nn.GroupNorm, nn.RMSNorm)):
+            nn.init.normal_(module.weight)
+    return net
 
 
 # name: (network, shape of an input, what the case is there for)
@@ -63,6 +193,24 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "conv-no-bias": (conv(4, bias=False), (2, 4, 4), "patches without ones"),
     "conv-same": (conv(4, kernel_size=(2, 3), padding="same"), (2, 4, 4), "an even kernel pads one side only"),
     "conv-valid": (conv(4, padding="valid"), (2, 4, 4), "the other padding that is a word"),
+    "conv-circular": (conv(4, padding=1, padding_mode="circular"), (2, 4, 4), "padded before the convolution"),
+    "norms": (norms, (2, 6), "conv1d; columns of batch, group and root-mean-square norms"),
+    "twice": (Twice, (5, 3), "calls of a layer, and of two modules that share a weight, are positions"),
+    "embedding": (lambda: Tokens(tied=False), (4,), "unit vectors as inputs, padding; places have no rows; layer norm"),
+    "embedding-tied": (lambda: Tokens(tied=True), (4,), "embedding and head in one weight: a column"),
+    "attention": (Attending, (5, 4), "the packed projection has no module; rows are its second dimension"),
+    "attention-pre-norm": (lambda: Attending(norm_first=True, bias=False), (5, 4), "no biases"),
+    "cross-attention": (CrossAttending, (5, 4), "the packed projection sees queries and keys"),
+    "cross-attention-bias": (lambda: CrossAttending(add_bias_kv=True), (5, 4), "bare biases of keys and values"),
+    "attention-separate": (
+        Separate,
+        (5, 3),
+        "projections of their own share one bias",
+    ),
+    "bare": (Bare, (5,), "parameters used in other ways than by a layer"),
+    "recurrent": (Recurrent, (4, 3), "a loop over rows"),
+    "folded": (Folded, (5,), "rows that can not be told apart: by row"),
+    "rows-last": (RowsLast, (N, 3), "as many positions as rows, in the other order"),
 }
 
 
@@ -74,6 +222,8 @@ def build(case: str, dtype: torch.dtype = torch.float64, n: int = N) -> tuple[nn
         torch.manual_seed(0)
         model = make().to(dtype)
     inputs = torch.randn(n, *shape, generator=generator, dtype=torch.float64).to(dtype)
+    if isinstance(model, Tokens):
+        inputs = torch.randint(0, CLASSES, (n, *shape), generator=generator)
     labels = torch.randint(0, CLASSES, (n,), generator=generator)
     return model, Rows.from_tensors(inputs, labels, ids=[f"row-{k}" for k in range(n)], classes=CLASSES)
 
@@ -94,14 +244,16 @@ def flat(vector: dict[str, Tensor]) -> Tensor:
 def row_gradients(model: nn.Module, layers: list[Layer], x: Tensor, cotangent: Tensor) -> dict[str, Tensor]:
     """Return one row's gradient blocks (g, o, i) by layer, from a backward pass of this row alone."""
     parameters = dict(model.named_parameters())
-    found = torch.autograd.grad(model(x[None]), list(parameters.values()), cotangent[None])
+    with evaluation(model):
+        found = torch.autograd.grad(model(x[None]), list(parameters.values()), cotangent[None], materialize_grads=True)
     vector = dict(zip(parameters, found, strict=True))
     return {layer.name: layer.block(vector) for layer in layers}
 
 
 def fisher_columns(model: nn.Module, rows: Rows, task: Task, fisher: str, seed: int = 0) -> Tensor:
     """Return the output gradients that a Fisher matrix is the mean outer product of, shape (c, b, outputs)."""
-    outputs = model(rows.batch(torch.arange(len(rows)))[0]).detach()
+    with evaluation(model):
+        outputs = model(rows.batch(torch.arange(len(rows)))[0]).detach()
     if fisher == "exact":
         return task.fisher_root(outputs)
     return task.sampled_gradient(outputs, seed, rows.ids)[None]
@@ -109,7 +261,7 @@ def fisher_columns(model: nn.Module, rows: Rows, task: Task, fisher: str, seed: 
 
 def gradient_table(model: nn.Module, rows: Rows, columns: Tensor) -> dict[str, Tensor]:
     """Return every (column, row) gradient block, shape (c * b, g, o, i), by layer."""
-    layers = find_layers(model).layers
+    layers = find_layers(model, rows).layers
     inputs = rows.batch(torch.arange(len(rows)))[0]
     table = [
         row_gradients(model, layers, inputs[b], columns[c, b]) for c in range(len(columns)) for b in range(len(rows))

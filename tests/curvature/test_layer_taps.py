@@ -10,17 +10,19 @@ from torch import Tensor, nn
 from unlearn.curvature import fit_curvature, gauss_newton, layer_gradients, loss_gradient
 from unlearn.curvature.layers import find_layers
 from unlearn.errors import InputError, UnsupportedLayerError
+from unlearn.modes import evaluation
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_equal_a_backward_pass_for_each_row(case: str, batch_size: int) -> None:
     model, rows = build(case)
-    layers = find_layers(model).layers
+    layers = find_layers(model, rows).layers
     seen = []
     for positions, gradients in layer_gradients(model, rows, "classification", layers, batch_size):
         inputs, labels = rows.batch(positions)
-        cotangent = CLASSIFICATION.output_gradient(model(inputs).detach(), labels)
+        with evaluation(model):
+            cotangent = CLASSIFICATION.output_gradient(model(inputs).detach(), labels)
         for k, position in enumerate(positions.tolist()):
             seen.append(position)
             expected = row_gradients(model, layers, inputs[k], cotangent[k])
@@ -49,7 +51,7 @@ def test_outputs_of_the_same_forward_pass_are_handed_on() -> None:
         model,
         rows,
         "classification",
-        find_layers(model).layers,
+        find_layers(model, rows).layers,
         4,
         output_rows=lambda positions, outputs, labels: seen.append((positions, outputs, labels)),
     )
@@ -59,32 +61,21 @@ def test_outputs_of_the_same_forward_pass_are_handed_on() -> None:
     assert torch.equal(torch.cat([given for _, _, given in seen]), labels)
 
 
-def test_a_layer_that_the_output_does_not_use_has_gradient_zero() -> None:
-    class Unused(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.used, self.unused = nn.Linear(5, CLASSES), nn.Linear(5, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.unused(x)
-            return self.used(x)
-
-    _, rows = build("linear", torch.float32)
-    model = Unused()
-    ((_, gradients),) = layer_gradients(model, rows, "classification", find_layers(model).layers)
-    assert gradients["unused"][1].abs().sum() == 0
-    assert gradients["used"][1].abs().sum() > 0
-
-
-class Recurrent(nn.Module):
+class Unused(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.rnn = nn.GRU(5, 4, batch_first=True)
-        self.norm = nn.LayerNorm(4)
-        self.head = nn.Linear(4, CLASSES)
+        self.used, self.called, self.idle = nn.Linear(5, CLASSES), nn.Linear(5, 2), nn.Linear(5, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.norm(self.rnn(x[:, None])[0][:, -1]))
+        self.called(x)
+        return self.used(x)
+
+
+def test_what_the_outputs_do_not_depend_on_is_listed() -> None:
+    _, rows = build("linear", torch.float32)
+    layers, uncovered = find_layers(Unused(), rows)
+    assert [layer.name for layer in layers] == ["used"]
+    assert uncovered == dict.fromkeys(("called.weight", "called.bias", "idle.weight", "idle.bias"), "unused")
 
 
 class Tied(nn.Module):
@@ -97,81 +88,72 @@ class Tied(nn.Module):
         return self.head(self.second(self.first(x).tanh()).tanh())
 
 
-class Twice(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(5, 5), nn.Linear(5, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(self.body(x)))
-
-
-class Idle(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.idle, self.head = nn.Linear(5, 5), nn.Linear(5, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(x @ self.idle.weight)
-
-
-class Folded(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(1, 1), nn.Linear(5, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x.reshape(-1, 1)).reshape(-1, 5))
-
-
 class Scaled(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
 
 
-REFUSED = {
-    "GRU": (Recurrent, [], r"layer 'rnn' \(GRU\).*covers.*pass skip=\['rnn'\]"),
-    "LayerNorm": (Recurrent, ["rnn"], r"layer 'norm' \(LayerNorm\).*pass skip=\['norm'\]"),
-    "tied": (Tied, [], r"'first\.weight' and 'second\.weight' are one tied parameter"),
-    "tied, one skipped": (Tied, ["first"], r"'first\.weight' and 'second\.weight' are one tied parameter"),
-    "twice": (Twice, [], r"layer 'body' is called twice.*skip=\['body'\]"),
-    "idle": (Idle, [], r"layer 'idle' is not called.*skip=\['idle'\]"),
-    "rows folded into another dimension": (Folded, [], r"layer 'body' have shape \(45, 1\) for 9 rows"),
-    "own forward": (lambda: Scaled(5, CLASSES), [], r"\(Scaled\) have no curvature"),
-    "weight alone skipped": (lambda: nn.Linear(5, CLASSES), ["weight"], r"parameters bias of layer ''"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_unsupported_layers_are_named(case: str) -> None:
-    make, skip, message = REFUSED[case]
+def test_a_layer_is_known_by_what_is_done_with_its_weight() -> None:
+    # by its class, the gradient of a subclass that scales its output would be off by the factor
     _, rows = build("linear", torch.float32)
-    with pytest.raises(UnsupportedLayerError, match=message):
-        fit_curvature(make(), rows, skip=skip)
+    model = Scaled(5, CLASSES)
+    ((_, gradients),) = layer_gradients(model, rows, "classification", find_layers(model, rows).layers)
+    a, d = gradients[""]
+    expected = loss_gradient(model, rows)
+    torch.testing.assert_close(torch.einsum("gbto,gbti->oi", d, a)[:, :-1], expected["weight"], rtol=1e-5, atol=1e-6)
 
 
-def test_other_padding_than_zeros_is_refused() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), nn.Flatten(), nn.LazyLinear(2))
-    model(torch.zeros(1, 1, 4, 4))
-    with pytest.raises(UnsupportedLayerError, match=r"layer '0' is Conv2d with padding_mode='circular'"):
-        find_layers(model)
+class Winding(nn.Module):
+    """Takes another way for other data than the first row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(5, 5), nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x if len(x) < 4 else self.body(x)))
+
+
+def test_a_path_that_depends_on_the_data_is_refused() -> None:
+    _, rows = build("linear", torch.float32)
+    with pytest.raises(UnsupportedLayerError, match=r"layer 'body' is used in 2 calls by these rows, and in 1.*skip"):
+        fit_curvature(Winding(), rows)
+    fit_curvature(Winding(), rows, skip=["body"])
+
+
+def test_a_norm_over_the_batch_is_refused() -> None:
+    _, rows = build("linear", torch.float32)
+    model = nn.Sequential(nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, CLASSES))
+    with pytest.raises(InputError, match="each row's output depend on the rows beside it"):
+        fit_curvature(model, rows)
 
 
 def test_skipped_and_frozen_parameters_are_listed() -> None:
-    model = Recurrent()
-    model.head.bias.requires_grad_(False)
-    layers, uncovered = find_layers(model, skip=["rnn", "nor*"])
-    assert [(layer.name, layer.bias, layer.shape) for layer in layers] == [("head", None, (1, CLASSES, 4))]
-    assert uncovered["head.bias"] == "frozen"
-    assert {name for name, reason in uncovered.items() if reason == "skipped"} == {
-        name for name, _ in model.named_parameters() if name.startswith(("rnn", "norm"))
-    }
+    model, rows = build("norms")
+    model[6].bias.requires_grad_(False)
+    layers, uncovered = find_layers(model, rows, skip=["[1-5]", "0.w*"])
+    assert [(layer.name, layer.bias, layer.shape) for layer in layers] == [("6", None, (1, CLASSES, 12))]
+    assert uncovered["6.bias"] == "frozen"
+    skipped = {name for name, _ in model.named_parameters() if not name.startswith("6")}
+    assert {name for name, reason in uncovered.items() if reason == "skipped"} == skipped
 
 
-def test_tied_parameters_can_be_skipped_together() -> None:
-    layers, uncovered = find_layers(Tied(), skip=["first", "second"])
-    assert [layer.name for layer in layers] == ["head"]
-    assert set(uncovered) == {"first.weight", "first.bias", "second.bias"}
+def test_a_weight_left_out_leaves_its_bias_a_layer() -> None:
+    _, rows = build("linear", torch.float32)
+    model = nn.Linear(5, CLASSES)
+    (layer,), uncovered = find_layers(model, rows, skip=["weight"])
+    assert (layer.weight, layer.bias, layer.shape, uncovered) == (None, "bias", (1, CLASSES, 1), {"weight": "skipped"})
+    ((_, gradients),) = layer_gradients(model, rows, "classification", [layer])
+    a, d = gradients[layer.name]
+    torch.testing.assert_close((d.mT @ a).sum(1).flatten(), loss_gradient(model, rows)["bias"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_shared_parameter_is_skipped_under_any_of_its_names() -> None:
+    _, rows = build("linear", torch.float32)
+    layers, uncovered = find_layers(Tied(), rows, skip=["second"])
+    assert [layer.name for layer in layers] == ["first", "head"]
+    assert uncovered == {"first.weight": "skipped", "second.bias": "skipped"}
+    assert layers[0].weight is None
 
 
 BAD_INPUT = {
@@ -224,7 +206,7 @@ def run_fit(model: nn.Module, rows: object) -> None:
 
 
 def run_layer_gradients(model: nn.Module, rows: object) -> None:
-    next(layer_gradients(model, rows, "classification", find_layers(model).layers, 4))
+    next(layer_gradients(model, rows, "classification", find_layers(model, rows).layers, 4))
 
 
 def run_gauss_newton(model: nn.Module, rows: object) -> None:

@@ -69,7 +69,7 @@ def exact_curvature(model, rows):
     p = model(x).detach().softmax(1)[:, 0]
     values, vectors = torch.linalg.eigh(x.T @ (x * (p * (1 - p))[:, None]) / len(rows))
     U_S = torch.tensor([[1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64)[None] / 2**0.5
-    (layer,) = find_layers(model).layers
+    (layer,) = find_layers(model, rows).layers
     block = Block(layer, Basis(vectors[None], U_S), torch.stack([2 * values, 0 * values])[None])
     options = {"kind": "diagonal", "fisher": "exact", "task": "classification"}
     return Curvature({layer.name: block}, {}, len(rows), weights_digest(model), rows.fingerprint, options)

@@ -14,7 +14,7 @@ from unlearn.curvature.per_sample import layer_gradients
 from unlearn.curvature.power_iteration import TopEigenvalue, top_eigenvalue
 from unlearn.curvature.solver import ConjugateGradientSolver, IdentitySolver, Solver
 from unlearn.curvature.store import load_curvature
-from unlearn.curvature.taps import Taps, tap
+from unlearn.curvature.taps import Taps
 from unlearn.curvature.vectors import Vector, add_scaled, dot, norm, zeros_like
 
 __all__ = [
@@ -44,7 +44,6 @@ __all__ = [
     "loss_gradient",
     "make_solver",
     "norm",
-    "tap",
     "top_eigenvalue",
     "weights_digest",
     "zeros_like",

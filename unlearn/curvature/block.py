@@ -111,12 +111,12 @@ class Block:
 
     @property
     def input_basis(self) -> Tensor | None:
-        """U_A, shape (g, i, i); None for a diagonal."""
+        """U_A, shape (g, i, i); None for the unit vectors."""
         return self.basis.inputs
 
     @property
     def output_basis(self) -> Tensor | None:
-        """U_S, shape (g, o, o); None for a diagonal."""
+        """U_S, shape (g, o, o); None for the unit vectors."""
         return self.basis.outputs
 
     @property
@@ -166,6 +166,6 @@ class Block:
 
 
 def _factor(basis: Tensor | None, eigenvalues: Tensor | None) -> Tensor | None:
-    if basis is None or eigenvalues is None:
+    if eigenvalues is None:
         return None
-    return basis * eigenvalues[:, None] @ basis.mT
+    return eigenvalues.diag_embed() if basis is None else basis * eigenvalues[:, None] @ basis.mT

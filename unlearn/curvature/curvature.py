@@ -35,7 +35,7 @@ class Curvature:
 
     Attributes:
         blocks: block of each covered layer, by layer name.
-        uncovered: why a parameter is not covered (``frozen`` or ``skipped``), by parameter name.
+        uncovered: why a parameter is not covered (``frozen``, ``skipped`` or ``unused``), by parameter name.
         rows: how many rows it was fitted on.
         weights_digest: digest of the weights it belongs to.
         data_fingerprint: fingerprint of the rows it was fitted on.
@@ -140,13 +140,14 @@ class Curvature:
     def summary(self) -> str:
         """Return a table of the layers, at most 80 columns wide."""
         fit = f"{self.kind}, {self.fisher} Fisher, {self.rows} rows, mean eigenvalue {self.mean_eigenvalue:.3g}"
-        lines = [fit, f"{'layer':24.24} {'kind':7} {'shape':17} {'min':>8} {'mean':>8} {'max':>8}"]
+        lines = [fit, f"{'layer':18} {'kind':10} {'form':8} {'shape':13} {'min':>8} {'mean':>8} {'max':>8}"]
         for name, block in self.blocks.items():
             values = block.eigenvalues
             shape = " x ".join(str(size) for size in block.layer.shape)
             low, mean, high = (f"{float(x):8.1e}" for x in (values.min(), values.mean(), values.max()))
-            short = name if len(name) <= 24 else "..." + name[-21:]
-            lines.append(f"{short or '(model)':24} {block.layer.kind:7} {shape:17} {low} {mean} {high}")
+            short = name if len(name) <= 18 else "..." + name[-15:]
+            form = "diagonal" if self.kind == "diagonal" else block.layer.form
+            lines.append(f"{short or '(model)':18} {block.layer.kind:10} {form:8} {shape:13} {low} {mean} {high}")
         lines.append(f"negative eigenvalues set to 0: {sum(block.clamped for block in self.blocks.values())}")
         lines += [f"uncovered: {name} ({reason})"[:80] for name, reason in self.uncovered.items()]
         return "\n".join(lines)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn.curvature.layers import Layer
-from unlearn.curvature.taps import TAP_BATCH, Taps, tap
+from unlearn.curvature.taps import TAP_BATCH, Taps, rows_at_once
 from unlearn.data import Rows
 from unlearn.progress import track
 from unlearn.tasks import Task
@@ -83,17 +83,16 @@ class FisherStream:
             yield LayerBatch(layer, a, [d[:, samples].to(dtype) for d in columns])
 
     def _run(self) -> Iterator[_Batch]:
-        device = self.model.get_parameter(self.layers[0].weight).device
-        batches = self.rows.batches(self.batch_size, device)
-        total = math.ceil(len(self.rows) / self.batch_size)
+        device = next(self.model.parameters()).device
+        size = rows_at_once(self.layers, self.batch_size)
         kept: list[_Batch] = []
         room = self.keep_bytes
-        for positions, inputs, labels in track(batches, "fitting curvature", total):
-            with tap(self.model, self.layers) as taps:
-                outputs = self.model(inputs)
-                self.task.check(outputs.detach(), labels)
-                roots = [without_noise(v) for v in self._columns(outputs.detach(), positions)]
-                gradients = [taps.gradients(outputs, v, again=k + 1 < len(roots)) for k, v in enumerate(roots)]
+        for positions, inputs, labels in track(self.rows.batches(size, device), "fitting curvature", self._count(size)):
+            taps = Taps(self.model, self.layers)
+            outputs = taps.run(inputs)
+            self.task.check(outputs.detach(), labels)
+            roots = [without_noise(v) for v in self._columns(outputs.detach(), positions)]
+            gradients = [taps.gradients(outputs, v, again=k + 1 < len(roots)) for k, v in enumerate(roots)]
             del outputs
             batch = taps.without_graph(), gradients
             room -= taps.nbytes + sum(d.nbytes for found in gradients for d in found.values())
@@ -107,8 +106,11 @@ class FisherStream:
 
     def dtype_of(self, layer: Layer) -> torch.dtype:
         """Return the type that this layer's curvature is computed in."""
-        weights = self.model.get_parameter(layer.weight).dtype
+        weights = self.model.get_parameter(next(iter(layer.parameters))).dtype
         return self.dtype or torch.promote_types(weights, torch.float32)
+
+    def _count(self, size: int) -> int:
+        return math.ceil(len(self.rows) / size)
 
     def _columns(self, outputs: Tensor, positions: Tensor) -> Sequence[Tensor]:
         if self.kind == "exact":

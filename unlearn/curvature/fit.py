@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unlearn.curvature.block import Basis, Block
 from unlearn.curvature.curvature import Curvature
@@ -40,8 +40,8 @@ def fit_curvature(
     """Fit a block-diagonal approximation of the Gauss-Newton matrix of the mean loss over the rows.
 
     Args:
-        model: a module whose trained parameters belong to Linear and zero-padded Conv2d layers; left as found. It is
-            run in evaluation mode.
+        model: any module, left as found and run in evaluation mode. What its forward pass does with a parameter
+            decides the form of its block, see :mod:`unlearn.curvature.layers`; ``summary()`` says which.
         data: the rows; labels are not used. See :func:`unlearn.data.as_rows`.
         task: ``classification``, ``regression`` or a :class:`unlearn.tasks.Task`.
         kind: ``ekfac`` (arXiv 1806.03884; two passes, the best), ``kfac`` (arXiv 1503.05671; one pass) or
@@ -54,7 +54,7 @@ def fit_curvature(
         dtype: type of the factors; by default that of the weights, float32 at least.
 
     Raises:
-        UnsupportedLayerError: a trained parameter can not be covered and was not skipped.
+        UnsupportedLayerError: the forward pass uses a layer in another way for some rows than for the first.
         InputError: an unknown option, a weight or row that is not finite.
 
     >>> model = nn.Linear(2, 2)
@@ -73,7 +73,7 @@ def fit_curvature(
         raise InputError(f"batch_size is {batch_size}; give at least 1")
     rows, loss = as_rows(data), get_task(task)
     skip = patterns_of(skip)
-    layers, uncovered = find_layers(model, skip)
+    layers, uncovered = find_layers(model, rows, skip)
     digest = weights_digest(model)
     keep = _KEEP_BYTES if kind == "ekfac" else 0
     stream = FisherStream(model, rows, loss, layers, fisher, seed, batch_size, dtype, keep)
@@ -107,11 +107,16 @@ def _kronecker(stream: FisherStream, *, refit: bool) -> dict[str, Block]:
     blocks = {}
     for layer in stream.layers:
         A, S = factors.pop(layer.name)
-        lambda_A, U_A, clamped_A = eigenbasis(A, f"the input factor of layer {layer.name!r}")
-        lambda_S, U_S, clamped_S = eigenbasis(S, f"the output factor of layer {layer.name!r}")
+        lambda_A, U_A, clamped_A = _basis(A, f"the input factor of layer {layer.name!r}")
+        lambda_S, U_S, clamped_S = _basis(S, f"the output factor of layer {layer.name!r}")
         product = lambda_S[:, :, None] * lambda_A[:, None]
         blocks[layer.name] = Block(layer, Basis(U_A, U_S), product, lambda_A, lambda_S, clamped_A + clamped_S)
     if not refit:
         return blocks
     eigenvalues = mean_squares(stream, {name: block.basis for name, block in blocks.items()})
     return {name: replace(block, eigenvalues=eigenvalues[name]) for name, block in blocks.items()}
+
+
+def _basis(factor: Tensor, what: str) -> tuple[Tensor, Tensor | None, int]:
+    """Return the eigenvalues of a factor, their basis (None for the unit vectors) and how many were clamped."""
+    return (factor, None, 0) if factor.ndim == 2 else eigenbasis(factor, what)

@@ -19,7 +19,7 @@ from torch.func import functional_call, jvp, vjp
 from unlearn.curvature.vectors import Vector, add_scaled, zeros_like
 from unlearn.data import DEFAULT_BATCH, Rows, as_rows
 from unlearn.errors import InputError, did_you_mean, some
-from unlearn.modes import evaluation
+from unlearn.modes import evaluation, plain_attention
 from unlearn.tasks import Task, get_task
 
 ROW_PRODUCT_COST = 4
@@ -169,6 +169,6 @@ def _check_vector(vector: Vector, weights: Vector) -> None:
 
 def _batches(model: nn.Module, rows: Rows, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     device = next(model.parameters()).device
-    with evaluation(model):
+    with evaluation(model), plain_attention():
         for _, inputs, labels in rows.batches(batch_size, device):
             yield inputs, labels

@@ -23,24 +23,31 @@ _PANEL = 192
 
 
 def kronecker_factors(stream: FisherStream) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return (A, S) of each layer, of shapes (g, i, i) and (g, o, o), in one pass."""
+    """Return (A, S) of each layer, of shapes (g, i, i) and (g, o, o), in one pass; of diagonal ones the diagonal."""
     factors: dict[str, tuple[Tensor, Tensor]] = {}
     for layer, inputs, columns in stream:
         g, o, i = layer.shape
         if layer.name not in factors:
-            factors[layer.name] = inputs.new_zeros(g, i, i), inputs.new_zeros(g, o, o)
+            A = inputs.new_zeros((g, i) if layer.unit_inputs else (g, i, i))
+            S = inputs.new_zeros((g, o) if layer.unit_outputs else (g, o, o))
+            factors[layer.name] = A, S
         A, S = factors[layer.name]
         _add_second_moment(A, inputs.flatten(1, 2))
         for column in columns:
             _add_second_moment(S, column.flatten(1, 2), 1 / inputs.shape[2])
     for pair in factors.values():
         for factor in pair:
-            _mirror(factor.div_(len(stream.rows)))
+            factor.div_(len(stream.rows))
+            if factor.ndim == 3:
+                _mirror(factor)
     return factors
 
 
 def _add_second_moment(total: Tensor, x: Tensor, scale: float = 1.0) -> None:
-    """Add scale x^T x in place, for x (g, rows, k): panels of columns, from the diagonal down."""
+    """Add scale x^T x in place, for x (g, rows, k): panels of columns from the diagonal down, or the diagonal alone."""
+    if total.ndim == 2:
+        total.add_(x.square().sum(1), alpha=scale)
+        return
     for start in range(0, x.shape[2], _PANEL):
         panel = slice(start, start + _PANEL)
         total[:, start:, panel].baddbmm_(x[:, :, start:].mT, x[:, :, panel], alpha=scale)

@@ -1,141 +1,152 @@
-"""Layers with a Kronecker-factored curvature: which they are, and their parameters as blocks.
+"""Layers: the parameters of a model in groups that have a curvature block, found by what a forward pass does with them.
 
-A layer has g groups (1 but for grouped convolutions); weight and bias of a group are one matrix (o, i), the bias its
-last column. A covered layer is known by its forward function: a subclass that computes something else is not covered.
+A weight that is only ever a factor of matrix products or convolutions (of one bias or none) is a layer with Kronecker
+factors, however many calls or modules use it: its block is a matrix (o, i) for each of g groups (1 but for grouped
+convolutions), the bias its last column. An embedding's block is (o, i) too, with unit vectors as inputs. Scale and
+shift of a normalisation, and parameters that are used in any other way, are one long column (p, 1) for each module: the
+exact dense block where p is small, its diagonal where it is not.
 
-Axes: g group, o outputs of a group, i inputs of a group (and 1 for the bias).
+Axes: g group, o outputs of a group, i inputs of a group (and 1 for the bias), p parameters of a column.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from unlearn.curvature.calls import Call, CallRecorder
 from unlearn.curvature.vectors import Vector
-from unlearn.errors import InputError, UnsupportedLayerError, some
+from unlearn.data import Rows, as_rows
+from unlearn.errors import InputError, some
+from unlearn.modes import evaluation
 
-_COVERS = "curvature covers the weight and bias of Linear and zero-padded Conv2d"
+DENSE_COLUMN = 1024
+_MATRICES = ("Linear", "Conv1d", "Conv2d", "Embedding")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A covered layer: the names of its parameters and the shape of its block.
+    """Parameters that share a block.
 
     Attributes:
-        name: name of the module in the model.
-        kind: ``Linear`` or ``Conv2d``.
-        weight: name of the weight in ``model.named_parameters()``.
-        bias: name of the bias, or None where there is none (or it is frozen or skipped).
-        weight_shape: shape of the weight.
+        name: name of the module that holds them; of the first parameter where the module holds other layers too.
+        kind: ``Linear``, ``Conv1d``, ``Conv2d``, ``Embedding``, ``LayerNorm``, ``RMSNorm``, ``GroupNorm``,
+            ``BatchNorm``, or ``other``: used in no such call, or in several ways.
+        parameters: shapes of the parameters by name; of a matrix the weight first.
+        biased: of a matrix: whether the last parameter is the bias.
         shape: shape of the block, (g, o, i).
+        batch_dims: for each call in a forward pass, the dimension of its input that is rows.
+        positions: how many positions of a row its calls see in all.
+        last_call: number of its last call among all calls of a forward pass; -1 of an ``other``.
     """
 
     name: str
     kind: str
-    weight: str
-    bias: str | None
-    weight_shape: tuple[int, ...]
+    parameters: dict[str, tuple[int, ...]]
+    biased: bool
     shape: tuple[int, int, int]
+    batch_dims: tuple[int, ...] = ()
+    positions: int = 1
+    last_call: int = -1
 
     @property
-    def parameters(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the covered parameters, by name."""
-        shapes = {self.weight: self.weight_shape}
-        if self.bias is not None:
-            shapes[self.bias] = self.weight_shape[:1]
-        return shapes
+    def is_matrix(self) -> bool:
+        """Whether gradients are sums of outer products; else the block is a column."""
+        return self.kind in _MATRICES
 
-    def block(self, vector: Vector) -> Tensor:
+    @property
+    def unit_inputs(self) -> bool:
+        """Whether inputs are unit vectors, so that their second moment is diagonal."""
+        return self.kind == "Embedding"
+
+    @property
+    def unit_outputs(self) -> bool:
+        """Whether only the diagonal of a column's block is kept."""
+        return not self.is_matrix and self.shape[1] > DENSE_COLUMN
+
+    @property
+    def form(self) -> str:
+        """What its block is in a Kronecker-factored curvature: ``factors``, ``dense`` or ``diagonal``."""
+        return "factors" if self.is_matrix else "diagonal" if self.unit_outputs else "dense"
+
+    @property
+    def weight(self) -> str | None:
+        """Name of a matrix's weight; None of one of which only the bias is covered, and of a column."""
+        alone = not self.is_matrix or (self.biased and len(self.parameters) == 1)
+        return None if alone else next(iter(self.parameters))
+
+    @property
+    def bias(self) -> str | None:
+        """Name of a matrix's bias; None of one without, and of a column."""
+        return list(self.parameters)[-1] if self.biased else None
+
+    def block(self, vector: Mapping[str, Tensor]) -> Tensor:
         """Return this layer's part of a vector, shape (g, o, i)."""
         g, o, _ = self.shape
-        weight = vector[self.weight].reshape(g, o, -1)
-        if self.bias is None:
-            return weight
-        return torch.cat([weight, vector[self.bias].reshape(g, o, 1)], dim=2)
+        parts = [vector[name] for name in self.parameters]
+        if self.unit_inputs:
+            return parts[0].T[None]
+        if self.is_matrix:
+            return torch.cat([part.reshape(g, o, -1) for part in parts], dim=2)
+        return torch.cat([part.reshape(1, -1, 1) for part in parts], dim=1)
 
     def vector(self, block: Tensor) -> Vector:
         """Return the parameters of a block: the inverse of :meth:`block`."""
-        if self.bias is None:
-            return {self.weight: block.reshape(self.weight_shape)}
-        return {
-            self.weight: block[:, :, :-1].reshape(self.weight_shape),
-            self.bias: block[:, :, -1].reshape(-1),
-        }
+        if self.unit_inputs:
+            return dict.fromkeys(self.parameters, block[0].T)
+        g, o, _ = self.shape
+        sizes = [math.prod(shape) for shape in self.parameters.values()]
+        widths = [size // (g * o) for size in sizes]
+        parts = torch.split(block, widths, 2) if self.is_matrix else torch.split(block, sizes, 1)
+        return {name: part.reshape(shape) for (name, shape), part in zip(self.parameters.items(), parts, strict=True)}
 
 
 class Coverage(NamedTuple):
-    """Covered layers, and for each parameter left out the reason (``frozen`` or ``skipped``)."""
+    """Covered layers, and for each parameter left out the reason (``frozen``, ``skipped`` or ``unused``)."""
 
     layers: list[Layer]
     uncovered: dict[str, str]
 
 
-def find_layers(model: nn.Module, skip: str | Iterable[str] = ()) -> Coverage:
-    """Return the covered layers of a model.
+def find_layers(model: nn.Module, data: Any, skip: str | Iterable[str] = ()) -> Coverage:
+    """Return the covered layers of a model, from two forward passes on copies of the first row.
 
     Args:
-        model: any module.
-        skip: patterns (as of ``fnmatch``) of module or parameter names to leave out; a module is left out whole.
+        model: any module; left as found, run in evaluation mode.
+        data: the rows; see :func:`unlearn.data.as_rows`. Values do not matter, shapes do.
+        skip: patterns (as of ``fnmatch``) of module or parameter names to leave out; a module is left out whole, a
+            parameter that modules share under any of its names.
 
     Raises:
-        UnsupportedLayerError: a trained parameter belongs to no covered layer, or to two.
         InputError: a pattern matches nothing, a parameter is not finite, or nothing is left to cover.
 
-    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2, bias=False))
-    >>> [(layer.name, layer.shape) for layer in find_layers(model).layers]
-    [('0', (1, 4, 4)), ('2', (1, 2, 4))]
-    >>> find_layers(model, skip=["0"]).uncovered
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2, bias=False))
+    >>> data = torch.zeros(1, 3), torch.tensor([0])
+    >>> [(layer.name, layer.kind, layer.shape) for layer in find_layers(model, data).layers]
+    [('0', 'Linear', (1, 4, 4)), ('1', 'LayerNorm', (1, 8, 1)), ('2', 'Linear', (1, 2, 4))]
+    >>> find_layers(model, data, skip=["0"]).uncovered
     {'0.weight': 'skipped', '0.bias': 'skipped'}
     """
-    skipping = _Skip(model, skip)
-    layers: list[Layer] = []
-    uncovered: dict[str, str] = {}
-    first_name: dict[int, str] = {}
-    for prefix, module in model.named_modules():
-        trained: dict[str, str] = {}
-        for short, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            name = f"{prefix}.{short}" if prefix else short
-            if not torch.isfinite(parameter).all():
-                raise InputError(f"parameter {name!r} has NaN or infinite values; load or train a finite model first")
-            reason = "skipped" if skipping(name) else "" if parameter.requires_grad else "frozen"
-            twin = first_name.setdefault(id(parameter), name)
-            if twin != name and not (reason and twin in uncovered):
-                raise UnsupportedLayerError(
-                    f"{twin!r} and {name!r} are one tied parameter, whose curvature has no Kronecker factors: "
-                    f"pass skip=[{twin!r}, {name!r}] to leave it as it is"
-                )
-            if not reason:
-                trained[short] = name
-            elif twin == name:
-                uncovered[name] = reason
-        if trained:
-            layers.append(_layer(prefix, module, trained))
-    if not layers:
+    uncovered = _left_out(model, skip)
+    watched = {name: p for name, p in model.named_parameters() if name not in uncovered}
+    if not watched:
         raise InputError("no parameter is left to cover: all are frozen or skipped; cover at least one layer")
-    return Coverage(layers, uncovered)
-
-
-class _Skip:
-    def __init__(self, model: nn.Module, patterns: str | Iterable[str]) -> None:
-        self.patterns = patterns_of(patterns)
-        modules = [name for name, _ in model.named_modules() if name]
-        known = modules + [name for name, _ in model.named_parameters(remove_duplicate=False)]
-        for pattern in self.patterns:
-            if not any(fnmatchcase(name, pattern) for name in known):
-                raise InputError(
-                    f"skip pattern {pattern!r} matches no module or parameter; the model has {some(known, 12)}"
-                )
-
-    def __call__(self, name: str) -> bool:
-        parts = name.split(".")
-        prefixes = [".".join(parts[: k + 1]) for k in range(len(parts))]
-        return any(fnmatchcase(prefix, pattern) for prefix in prefixes for pattern in self.patterns)
+    rows = as_rows(data)
+    recorder, used = _probe(model, rows, watched, 2)
+    uncovered |= {name: "unused" for name in watched if name not in used}
+    if not used:
+        raise InputError("no parameter is left to cover: the model's outputs depend on none; check its forward pass")
+    more, _ = _probe(model, rows, watched, 3)
+    in_order = {name: k for k, (name, _) in enumerate(model.named_parameters())}
+    layers = _layers({name: watched[name] for name in used}, recorder, more)
+    layers.sort(key=lambda layer: in_order[next(iter(layer.parameters))])
+    return Coverage(layers, {name: uncovered[name] for name in in_order if name in uncovered})
 
 
 def patterns_of(skip: str | Iterable[str]) -> list[str]:
@@ -143,28 +154,129 @@ def patterns_of(skip: str | Iterable[str]) -> list[str]:
     return [skip] if isinstance(skip, str) else list(skip)
 
 
-def _layer(name: str, module: nn.Module, trained: dict[str, str]) -> Layer:
-    linear = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-    conv = isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
-    if not (linear or conv) or "weight" not in trained or not set(trained) <= {"weight", "bias"}:
-        names = list(trained.values())
-        skip = [name] if name else names
-        raise UnsupportedLayerError(
-            f"parameters {some(names)} of layer {name!r} ({type(module).__name__}) have no curvature; {_COVERS}: "
-            f"pass skip={skip} to leave them as they are"
+def _left_out(model: nn.Module, skip: str | Iterable[str]) -> dict[str, str]:
+    """Return why parameters are not to be covered, by their first name."""
+    patterns = patterns_of(skip)
+    modules = [name for name, _ in model.named_modules() if name]
+    everywhere = list(model.named_parameters(remove_duplicate=False))
+    known = modules + [name for name, _ in everywhere]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise InputError(
+                f"skip pattern {pattern!r} matches no module or parameter; the model has {some(known, 12)}"
+            )
+    first: dict[int, str] = {}
+    reasons: dict[str, str] = {}
+    for name, parameter in everywhere:
+        one = first.setdefault(id(parameter), name)
+        if not torch.isfinite(parameter).all():
+            raise InputError(f"parameter {name!r} has NaN or infinite values; load or train a finite model first")
+        parts = name.split(".")
+        prefixes = [".".join(parts[: k + 1]) for k in range(len(parts))]
+        if any(fnmatchcase(prefix, pattern) for prefix in prefixes for pattern in patterns):
+            reasons[one] = "skipped"
+        elif not parameter.requires_grad:
+            reasons.setdefault(one, "frozen")
+    return reasons
+
+
+def _probe(
+    model: nn.Module, rows: Rows, watched: Mapping[str, nn.Parameter], count: int
+) -> tuple[CallRecorder, set[str]]:
+    """Run copies of the first row; return what was recorded, and the parameters that the outputs depend on."""
+    device = next(model.parameters()).device
+    _, inputs, _ = next(rows.batches(1, device))
+    inputs = torch.cat([inputs[:1]] * count)
+    with evaluation(model), torch.enable_grad():
+        with CallRecorder(watched.items()) as recorder:
+            outputs = model(inputs)
+        if not outputs.requires_grad:
+            return recorder, set()
+        found = torch.autograd.grad(outputs, list(watched.values()), torch.ones_like(outputs), allow_unused=True)
+    return recorder, {name for name, gradient in zip(watched, found, strict=True) if gradient is not None}
+
+
+def _layers(used: Mapping[str, nn.Parameter], recorder: CallRecorder, more: CallRecorder) -> list[Layer]:
+    """Return the layers that the calls of two probes show; what they do not explain is other."""
+    same = len(recorder.calls) == len(more.calls)
+    dims = [_batch_dim(call, again) for call, again in zip(recorder.calls, more.calls, strict=False)]
+    numbers: dict[str, list[int]] = {name: [] for name in used}
+    for k, call in enumerate(recorder.calls):
+        for name, places in numbers.items():
+            if name in (call.weight, call.bias):
+                places.append(k)
+    layers: list[Layer] = []
+    done: set[str] = set()
+    weights = {call.weight for call in recorder.calls}
+    for name in sorted(used, key=lambda name: name not in weights):
+        calls = [recorder.calls[k] for k in numbers[name]]
+        batch_dims = tuple(dim for dim in (dims[k] for k in numbers[name]) if dim is not None)
+        roles = {(call.kind, call.weight == name) for call in calls}
+        known = same and name not in recorder.others | more.others and len(batch_dims) == len(calls)
+        if name in done or not known or len(roles) != 1:
+            continue
+        ((kind, is_weight),) = roles
+        group = [name]
+        biases = {call.bias for call in calls} if is_weight else set()
+        for bias in biases:
+            alike = len(biases) == 1 and numbers.get(bias or "") == numbers[name]
+            if bias is not None and bias in used and alike and bias not in recorder.others | more.others:
+                group.append(bias)
+        done.update(group)
+        layers.append(
+            _layer(kind, {part: used[part] for part in group}, not is_weight or len(group) > 1, calls, batch_dims)
         )
-    if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
-        raise UnsupportedLayerError(
-            f"layer {name!r} is Conv2d with padding_mode={module.padding_mode!r}; {_COVERS}: pass skip={[name]} to "
-            "leave it as it is"
-        )
-    groups = module.groups if isinstance(module, nn.Conv2d) else 1
-    shape = tuple(module.get_parameter("weight").shape)
-    return Layer(
-        name=name,
-        kind="Conv2d" if conv else "Linear",
-        weight=trained["weight"],
-        bias=trained.get("bias"),
-        weight_shape=shape,
-        shape=(groups, shape[0] // groups, math.prod(shape[1:]) + ("bias" in trained)),
-    )
+    return _named(layers + _columns({name: used[name] for name in used if name not in done}))
+
+
+def _batch_dim(call: Call, again: Call) -> int | None:
+    """Return the dimension of the input that grew with the rows, the same in the output; None if there is no such."""
+    if (call.kind, call.weight, call.bias) != (again.kind, again.weight, again.bias):
+        return None
+    x, more = call.input.shape, again.input.shape
+    grown = [dim for dim in range(min(len(x), len(more))) if x[dim] != more[dim]]
+    if len(x) != len(more) or len(grown) != 1:
+        return None
+    (dim,) = grown
+    anywhere = call.kind in ("Linear", "Embedding", "LayerNorm", "RMSNorm")
+    if (x[dim], more[dim]) != (2, 3) or (dim != 0 and not anywhere) or call.shape[dim] != 2:
+        return None
+    whole = {"Linear": 2, "Conv1d": 3, "Conv2d": 4}.get(call.kind, 1)
+    return dim if len(x) >= whole else None
+
+
+def _layer(
+    kind: str, parameters: Mapping[str, nn.Parameter], biased: bool, calls: list[Call], batch_dims: tuple[int, ...]
+) -> Layer:
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    first, size = next(iter(shapes.values())), sum(map(math.prod, shapes.values()))
+    if kind == "Embedding":
+        shape = 1, first[1], first[0]
+    elif kind in _MATRICES:
+        g = calls[0].arguments.get("groups", 1)
+        shape = g, first[0] // g, size // first[0]
+    else:
+        shape, biased = (1, size, 1), False
+    outputs = [math.prod(call.shape) // call.shape[dim] for call, dim in zip(calls, batch_dims, strict=True)]
+    positions = sum(outputs) // (shape[0] * shape[1]) if kind in _MATRICES else 1
+    return Layer(next(iter(shapes)), kind, shapes, biased, shape, batch_dims, positions)
+
+
+def _columns(parameters: Mapping[str, nn.Parameter]) -> list[Layer]:
+    """Return one column for each module that holds some of the parameters."""
+    modules: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, parameter in parameters.items():
+        modules.setdefault(name.rpartition(".")[0], {})[name] = tuple(parameter.shape)
+    return [
+        Layer(next(iter(shapes)), "other", shapes, False, (1, sum(map(math.prod, shapes.values())), 1))
+        for shapes in modules.values()
+    ]
+
+
+def _named(layers: list[Layer]) -> list[Layer]:
+    """Name each layer after its module where that holds no other layer."""
+    homes = [layer.name.rpartition(".")[0] for layer in layers]
+    return [
+        replace(layer, name=home if homes.count(home) == 1 else layer.name)
+        for layer, home in zip(layers, homes, strict=True)
+    ]

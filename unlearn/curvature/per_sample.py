@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from unlearn.curvature.layers import Layer
-from unlearn.curvature.taps import tap
+from unlearn.curvature.taps import Taps, rows_at_once
 from unlearn.data import DEFAULT_BATCH, as_rows
 from unlearn.progress import track
 from unlearn.tasks import Task, get_task
@@ -48,20 +48,21 @@ def layer_gradients(
     >>> from unlearn.curvature.layers import find_layers
     >>> model = nn.Linear(2, 1, bias=False)
     >>> data = (torch.tensor([[3.0, 4.0]]), model(torch.tensor([[3.0, 4.0]])).detach() - 2)
-    >>> for positions, gradients in layer_gradients(model, data, "regression", find_layers(model).layers):
+    >>> for positions, gradients in layer_gradients(model, data, "regression", find_layers(model, data).layers):
     ...     a, d = gradients[""]
     >>> (d.mT @ a).flatten().tolist()
     [6.0, 8.0]
     """
     rows, loss = as_rows(data), get_task(task)
-    device = model.get_parameter(layers[0].weight).device
-    total = math.ceil(len(rows) / batch_size)
-    for positions, inputs, labels in track(rows.batches(batch_size, device), "scoring", total):
-        with tap(model, layers) as taps:
-            outputs = model(inputs)
-            values = outputs.detach()
-            loss.check(values, labels)
-            found = taps.gradients(outputs, loss.output_gradient(values, labels))
+    device = next(model.parameters()).device
+    size = rows_at_once(layers, batch_size)
+    total = math.ceil(len(rows) / size)
+    for positions, inputs, labels in track(rows.batches(size, device), "scoring", total):
+        taps = Taps(model, layers)
+        outputs = taps.run(inputs)
+        values = outputs.detach()
+        loss.check(values, labels)
+        found = taps.gradients(outputs, loss.output_gradient(values, labels))
         if output_rows is not None:
             output_rows(positions, values, labels)
         yield positions, {layer.name: (taps.inputs(layer), found[layer.name]) for layer in layers}

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from unlearn.curvature.block import Basis, Block
 from unlearn.curvature.curvature import Curvature
-from unlearn.curvature.layers import Layer, find_layers, patterns_of
+from unlearn.curvature.layers import Layer, patterns_of
 from unlearn.errors import CheckpointError, FolderError, InputError, StaleCurvatureError, did_you_mean, some
 
-FORMAT = 1
+FORMAT = 2
 _FACTORS = "factors.safetensors"
 _MANIFEST = "manifest.json"
 
@@ -98,7 +98,7 @@ def load_curvature(folder: str | Path, model: nn.Module, data: Any = None, **exp
         raise CheckpointError(f"{folder / _MANIFEST} is damaged ({error!r}); fit the curvature again") from error
     _check_options(curvature.options, expected_options)
     curvature.check(model, data)
-    if find_layers(model, curvature.options["skip"]) != (layers, curvature.uncovered):
+    if not _fits(model, layers, curvature.uncovered):
         raise StaleCurvatureError(
             f"{folder} covers {some(layer.name for layer in layers)}, other than the layers this model trains; "
             "fit the curvature again"
@@ -111,7 +111,7 @@ def load_curvature(folder: str | Path, model: nn.Module, data: Any = None, **exp
     except OSError as error:
         raise CheckpointError(f"{path} can not be read: {error}; fit the curvature again") from error
     for layer in layers:
-        device = model.get_parameter(layer.weight).device
+        device = model.get_parameter(next(iter(layer.parameters))).device
         found: dict[str, Tensor] = {}
         for part, shape in _shapes(layer, curvature.kind).items():
             tensor = tensors.pop(f"{layer.name}:{part}", None)
@@ -141,13 +141,16 @@ def _shapes(layer: Layer, kind: str) -> dict[str, tuple[int, ...]]:
     g, o, i = layer.shape
     if kind == "diagonal":
         return {"eigenvalues": (g, o, i)}
-    return {
+    shapes: dict[str, tuple[int, ...]] = {
         "eigenvalues": (g, o, i),
-        "input_basis": (g, i, i),
-        "output_basis": (g, o, o),
         "input_eigenvalues": (g, i),
         "output_eigenvalues": (g, o),
     }
+    if not layer.unit_inputs:
+        shapes["input_basis"] = g, i, i
+    if not layer.unit_outputs:
+        shapes["output_basis"] = g, o, o
+    return shapes
 
 
 def _block(layer: Layer, parts: dict[str, Tensor], clamped: int) -> Block:
@@ -175,11 +178,21 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest  # type: ignore[no-any-return]
 
 
+def _fits(model: nn.Module, layers: list[Layer], uncovered: dict[str, str]) -> bool:
+    """Whether the layers cover what a model trains but for what was left out."""
+    trained = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+    covered = {name: shape for layer in layers for name, shape in layer.parameters.items()}
+    return covered == {name: shape for name, shape in trained.items() if name not in uncovered} and not any(
+        reason == "frozen" and name in trained for name, reason in uncovered.items()
+    )
+
+
 def _layers(table: list[dict[str, Any]]) -> tuple[list[Layer], dict[str, int]]:
     clamped = {row["name"]: int(row.pop("clamped")) for row in table}
-    layers = [
-        Layer(**row | {"weight_shape": tuple(row["weight_shape"]), "shape": tuple(row["shape"])}) for row in table
-    ]
+    for row in table:
+        row["parameters"] = {name: tuple(shape) for name, shape in row["parameters"].items()}
+        row["shape"], row["batch_dims"] = tuple(row["shape"]), tuple(row["batch_dims"])
+    layers = [Layer(**row) for row in table]
     return layers, clamped
 
 

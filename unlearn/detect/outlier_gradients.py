@@ -20,7 +20,6 @@ from unlearn.data import DEFAULT_BATCH, Rows, as_rows, draws
 from unlearn.detect.gradient_norms import absolute_sums, squared_norms
 from unlearn.detect.scores import Scores
 from unlearn.errors import InputError, UnsupportedLayerError, did_you_mean
-from unlearn.modes import evaluation
 from unlearn.tasks import Task, get_task
 
 OutlierDetector = Literal["isolation-forest", "l1", "l2"]
@@ -88,7 +87,7 @@ def outlier_gradients(
         if value < 1:
             raise InputError(f"{name} is {value}; give at least 1")
     rows, the_task = as_rows(data), get_task(task)
-    layer = _last_layer(model, rows, find_layers(model, skip).layers)
+    layer = _last_layer(find_layers(model, rows, skip).layers)
     g, o, i = layer.shape
     options: dict[str, object] = {"detector": detector, "layer": layer.name, "features": g * o * i}
     if detector == "isolation-forest":
@@ -111,26 +110,15 @@ def outlier_gradients(
     return Scores(rows.ids, values, f"outlier-gradients-{detector}", options)
 
 
-def _last_layer(model: nn.Module, rows: Rows, layers: list[Layer]) -> Layer:
-    """Return the layer that is called last in a forward pass of one row."""
-    by_name = {layer.name: layer for layer in layers}
-    called: list[Layer] = []
-    handles = [
-        model.get_submodule(name).register_forward_hook(lambda *_, layer=layer: called.append(layer))
-        for name, layer in by_name.items()
-    ]
-    try:
-        with evaluation(model), torch.no_grad():
-            inputs, _ = rows.batch(torch.tensor([0]))
-            model(inputs.to(model.get_parameter(layers[0].weight).device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not called:
+def _last_layer(layers: list[Layer]) -> Layer:
+    """Return the matrix layer that is called last in a forward pass."""
+    last = max((layer for layer in layers if layer.is_matrix), key=lambda layer: layer.last_call, default=None)
+    if last is None:
         raise UnsupportedLayerError(
-            f"none of the layers {sorted(by_name)} is called in a forward pass; skip less, or use another score"
+            f"none of the layers {sorted(layer.name for layer in layers)} is a matrix product; skip less, or use "
+            "another score"
         )
-    return called[-1]
+    return last
 
 
 class _Forest:

@@ -78,7 +78,7 @@ def tracin(
     trusted = None if validation is None else as_rows(validation)
     chosen = _snapshots(record, steps)
     rates = [float(record.rates()[step - 1]) for step in chosen]
-    layers = find_layers(model, skip).layers
+    layers = find_layers(model, rows, skip).layers
     there = copy.deepcopy(model)
     values = torch.zeros(len(rows), dtype=torch.float64)
     for step, rate in zip(chosen, rates, strict=True):

@@ -82,15 +82,13 @@ class Run:
         return cls(Path(folder), parse_recipe(stored.read_text(), str(stored)), device)
 
     def check(self) -> None:
-        """Refuse data and a model that do not go together, or that no edit covers, before anything is trained.
+        """Refuse data and a model that do not go together, before anything is trained.
 
         Raises:
             InputError: unknown data or model, weights that are not finite, or inputs or labels that the model can not
                 take.
-            UnsupportedLayerError: a trained parameter has no curvature, as tied weights have none.
         """
         model = self.build()
-        find_layers(model)
         rows = self.data.at(torch.stack([self.data.labels.argmin(), self.data.labels.argmax()]))
         try:
             outputs = predict(model, rows)
@@ -100,6 +98,7 @@ class Run:
                 f"{tuple(rows[0][0].shape)}: {error}"
             ) from error
         get_task("classification").check(outputs, rows.labels)
+        find_layers(model, rows)
 
     @cached_property
     def data(self) -> Rows:
