@@ -11,14 +11,48 @@ from torch import Tensor
 from torch.func import grad, hessian, vmap
 
 from unlearn.errors import InputError
-from unlearn.tasks import Classification, Regression, Task, get_task, margins, phi
+from unlearn.tasks import (
+    Classification,
+    LanguageModelling,
+    OwnLoss,
+    Regression,
+    Sigmoid,
+    Task,
+    get_task,
+    margins,
+    phi,
+)
 
 B, C = 6, 4
 LOGITS = 3 * torch.randn(B, C, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def weighted(z: Tensor, y: Tensor) -> Tensor:
+    return (1 + y) * torch.nn.functional.cross_entropy(z, y, reduction="none")
+
+
 CASES: dict[str, tuple[Task, Tensor, Tensor]] = {
     "classification": (Classification(), LOGITS, torch.tensor([0, 1, 2, 3, 0, 1])),
     "regression": (Regression(), LOGITS, LOGITS.flip(0) + 1),
     "regression, one output": (Regression(), LOGITS[:, :1], LOGITS[:, 1]),
+    "binary": (Sigmoid("binary"), LOGITS[:, 0], torch.tensor([0, 1, 1, 0, 0, 1])),
+    "multi-label": (Sigmoid("multi-label"), LOGITS, (LOGITS.flip(0) > 0).double()),
+    "tokens": (
+        LanguageModelling(),
+        LOGITS[:, None] * torch.tensor([1.0, -0.5, 2.0])[:, None],
+        torch.tensor([[0, 1, 2], [3, -100, -100], [-100, 2, 1], [1, 1, 1], [0, -100, 3], [2, 2, -100]]),
+    ),
+    "own loss": (OwnLoss(weighted), LOGITS, torch.tensor([0, 1, 2, 3, 0, 1])),
+}
+BY_HAND = {
+    "classification": lambda z, y: z.logsumexp(0) - z[y],
+    "regression": lambda z, y: ((z - y) ** 2).sum() / 2,
+    "binary": lambda z, y: (1 + z.exp()).log() - y * z,
+    "multi-label": lambda z, y: ((1 + z.exp()).log() - y * z).sum(),
+    "language-modelling": lambda z, y: torch.stack(
+        [z[t].logsumexp(0) - z[t, k] for t, k in enumerate(y) if k >= 0]
+    ).mean(),
+    "own-loss": lambda z, y: (1 + y) * (z.logsumexp(0) - z[y]),
 }
 each_case = pytest.mark.parametrize(("task", "outputs", "labels"), CASES.values(), ids=CASES.keys())
 
@@ -32,10 +66,7 @@ def test_loss_is_row_by_row(task: Task, outputs: Tensor, labels: Tensor):
     # rejects a mean over the batch, and half the squared error averaged over outputs
     one_by_one = torch.stack([task.loss(outputs[i : i + 1], labels[i : i + 1])[0] for i in range(B)])
     torch.testing.assert_close(task.loss(outputs, labels), one_by_one, rtol=1e-12, atol=0)
-    if task.name == "classification":
-        by_hand = torch.stack([outputs[i].logsumexp(0) - outputs[i, labels[i]] for i in range(B)])
-    else:
-        by_hand = torch.stack([((outputs[i] - labels[i]) ** 2).sum() / 2 for i in range(B)])
+    by_hand = torch.stack([BY_HAND[task.name](outputs[i], labels[i]) for i in range(B)])
     torch.testing.assert_close(one_by_one, by_hand, rtol=1e-12, atol=1e-14)
 
 
@@ -50,12 +81,13 @@ def test_fisher_root_and_product_are_the_hessian_of_the_loss_in_the_outputs(
     task: Task, outputs: Tensor, labels: Tensor
 ):
     # rejects the empirical Fisher, and a root whose columns are rows
-    expected = vmap(hessian(loss_of_one(task)))(outputs, labels)
-    root = task.fisher_root(outputs)
-    torch.testing.assert_close(torch.einsum("kbc,kbd->bcd", root, root), expected, rtol=1e-12, atol=1e-14)
-    tangents = LOGITS.roll(1, 0)[:, : outputs.shape[1]]
-    product = torch.einsum("bcd,bd->bc", expected, tangents)
-    torch.testing.assert_close(task.fisher_product(outputs, tangents), product, rtol=1e-12, atol=1e-14)
+    c = outputs[0].numel()
+    expected = vmap(hessian(loss_of_one(task)))(outputs, labels).reshape(B, c, c)
+    root = task.fisher_root(outputs, labels).reshape(-1, B, c)
+    torch.testing.assert_close(torch.einsum("kbc,kbd->bcd", root, root), expected, rtol=1e-11, atol=1e-13)
+    tangents = outputs.roll(1, 0)
+    product = (expected @ tangents.reshape(B, c, 1)).reshape(outputs.shape)
+    torch.testing.assert_close(task.fisher_product(outputs, labels, tangents), product, rtol=1e-11, atol=1e-13)
 
 
 @each_case
@@ -63,19 +95,26 @@ def test_divergence_has_its_minimum_at_the_reference_and_the_fisher_as_hessian(
     task: Task, outputs: Tensor, labels: Tensor
 ):
     # rejects KL(p || reference), whose value elsewhere differs, and a divergence of scale 2
-    def one(z: Tensor, reference: Tensor) -> Tensor:
-        return task.divergence(reference[None], z[None])[0]
+    def one(z: Tensor, reference: Tensor, y: Tensor) -> Tensor:
+        return task.divergence(reference[None], z[None], y[None])[0]
 
-    assert torch.allclose(task.divergence(outputs, outputs), torch.zeros(B, dtype=torch.float64), atol=1e-14)
-    torch.testing.assert_close(vmap(grad(one))(outputs, outputs), torch.zeros_like(outputs), rtol=0, atol=1e-14)
-    curvature = vmap(hessian(one))(outputs, outputs)
-    torch.testing.assert_close(curvature, vmap(hessian(loss_of_one(task)))(outputs, labels), rtol=1e-10, atol=1e-12)
+    nothing = torch.zeros(B, dtype=torch.float64)
+    torch.testing.assert_close(task.divergence(outputs, outputs, labels), nothing, rtol=0, atol=1e-13)
+    slope = vmap(grad(one))(outputs, outputs, labels)
+    torch.testing.assert_close(slope, torch.zeros_like(outputs), rtol=0, atol=1e-13)
+    curvature = vmap(hessian(one))(outputs, outputs, labels)
+    torch.testing.assert_close(curvature, vmap(hessian(loss_of_one(task)))(outputs, labels), rtol=1e-9, atol=1e-12)
     moved = outputs.roll(1, 0)
+    found = task.divergence(outputs, moved, labels)
     if task.name == "classification":
         p, q = outputs.softmax(1), moved.softmax(1)
-        torch.testing.assert_close(task.divergence(outputs, moved), (p * (p / q).log()).sum(1))
-    else:
-        torch.testing.assert_close(task.divergence(outputs, moved), ((outputs - moved) ** 2).sum(1) / 2)
+        torch.testing.assert_close(found, (p * (p / q).log()).sum(1))
+    elif task.name == "regression":
+        torch.testing.assert_close(found, ((outputs - moved) ** 2).sum(1) / 2)
+    elif task.name == "multi-label":
+        p, q = outputs.sigmoid(), moved.sigmoid()
+        torch.testing.assert_close(found, (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(1))
+    assert (found >= 0).all()
 
 
 @each_case
@@ -83,9 +122,10 @@ def test_sampled_gradients_have_the_fisher_as_mean_outer_product(task: Task, out
     # rejects labels drawn uniformly, the given label, or the arg max
     draws = 20_000
     ids = [f"row-{i}" for i in range(draws)]
-    for z in outputs[:2]:
-        g = task.sampled_gradient(z.expand(draws, -1), 0, ids)
-        fisher = torch.einsum("kbc,kbd->cd", *[task.fisher_root(z[None])] * 2)
+    for z, y in zip(outputs[:2], labels[:2], strict=True):
+        g = task.sampled_gradient(z.expand(draws, *z.shape), y.expand(draws, *y.shape), 0, ids).reshape(draws, -1)
+        root = task.fisher_root(z[None], y[None]).reshape(-1, g.shape[1])
+        fisher = root.T @ root
         error = (g.T @ g / draws - fisher).abs().max()
         assert float(error) < 5 * float(fisher.abs().max().sqrt()) / math.sqrt(draws)
         assert float(g.mean(0).abs().max()) < 5 / math.sqrt(draws)
@@ -95,16 +135,53 @@ def test_sampled_gradients_have_the_fisher_as_mean_outer_product(task: Task, out
 def test_sampled_gradients_depend_on_seed_and_row_id_alone(task: Task, outputs: Tensor, labels: Tensor):
     # rejects draws by position in the batch
     ids = [f"row-{i}" for i in range(400)]
-    z = outputs[:1].expand(400, -1)
-    whole = task.sampled_gradient(z, 7, ids)
-    assert torch.equal(task.sampled_gradient(z[:50], 7, ids[200:250]), whole[200:250])
-    assert torch.equal(task.sampled_gradient(z, 7, ids[::-1]), whole.flip(0))
-    assert not torch.equal(task.sampled_gradient(z, 8, ids), whole)
+    z, y = outputs[:1].expand(400, *outputs.shape[1:]), labels[:1].expand(400, *labels.shape[1:])
+    whole = task.sampled_gradient(z, y, 7, ids)
+    assert torch.equal(task.sampled_gradient(z[:50], y[:50], 7, ids[200:250]), whole[200:250])
+    assert torch.equal(task.sampled_gradient(z, y, 7, ids[::-1]), whole.flip(0))
+    assert not torch.equal(task.sampled_gradient(z, y, 8, ids), whole)
+
+
+def test_a_given_curvature_takes_the_place_of_the_hessian():
+    # the loss is concave where the residual is large; the curvature of the squared error beside it is not
+    def robust(z: Tensor, y: Tensor) -> Tensor:
+        return torch.log1p((z - y).square()).sum(1)
+
+    z, y = torch.tensor([[0.1, 3.0]]), torch.zeros(1, 2)
+    with pytest.raises(InputError, match=r"has the eigenvalue -0\.\d+: the loss is not convex there; pass curvature="):
+        OwnLoss(robust).fisher_root(z, y)
+    H = torch.diag_embed(2 / (1 + z**2))
+    task = OwnLoss(robust, curvature=lambda z, y: torch.diag_embed(2 / (1 + (z - y) ** 2)))
+    root = task.fisher_root(z, y)
+    torch.testing.assert_close(torch.einsum("kbc,kbd->bcd", root, root), H)
+    step = torch.tensor([[1.0, -2.0]])
+    torch.testing.assert_close(task.divergence(z, z + step, y), (step**2 / (1 + z**2)).sum(1))
+    with pytest.raises(InputError, match=r"has shape \(1, 2\), or is not finite; give finite \(1, 2, 2\)"):
+        OwnLoss(robust, curvature=lambda z, y: z).fisher_root(z, y)
+    with pytest.raises(InputError, match=r"has shape \(\) for 1 rows; give one number for each row"):
+        OwnLoss(lambda z, y: z.sum()).check(z, y)
+
+
+def test_labels_that_do_not_fit_yes_or_no_or_tokens_are_named():
+    z = torch.zeros(2, 3)
+    with pytest.raises(InputError, match=r"shape \(2, 3\), labels \(2,\); multi-label needs one label from 0 to 1"):
+        get_task("multi-label").check(z, torch.zeros(2))
+    with pytest.raises(InputError, match="label 2 is not between 0 and 1; binary needs 0 or 1"):
+        get_task("binary").check(torch.zeros(2), torch.tensor([0, 2]))
+    tokens, z = get_task("language-modelling"), torch.zeros(2, 3, 5)
+    for labels, message in (
+        (torch.zeros(2, dtype=torch.long), r"needs \(rows, positions, vocabulary\) and \(rows, positions\)"),
+        (torch.zeros(2, 3), "labels are torch.float32; language modelling needs integers"),
+        (torch.full((2, 3), 5), "label 5 is outside the vocabulary of 5; use -100"),
+        (torch.tensor([[0, 0, 0], [-100, -100, -100]]), "a row has no position that counts"),
+    ):
+        with pytest.raises(InputError, match=message):
+            tokens.check(z, labels)
 
 
 def test_the_outputs_of_a_row_are_sampled_independently():
     # rejects one normal draw for all outputs of a row
-    g = Regression().sampled_gradient(torch.zeros(4000, 3), 0, [str(i) for i in range(4000)])
+    g = Regression().sampled_gradient(torch.zeros(4000, 3), torch.zeros(4000, 3), 0, [str(i) for i in range(4000)])
     assert torch.corrcoef(g.T).fill_diagonal_(0).abs().max() < 0.06
     assert torch.isfinite(g).all()
 
@@ -114,7 +191,7 @@ def test_regression_outputs_without_a_dimension_of_outputs():
     assert task.loss(z, y).tolist() == [0.5, 2.0]
     assert task.loss(z[:, None], y).tolist() == [0.5, 2.0]  # rejects broadcasting (2, 1) - (2,) to (2, 2)
     assert task.output_gradient(z[:, None], y).tolist() == [[1.0], [-2.0]]
-    assert task.fisher_root(z).shape == (1, 2)
+    assert task.fisher_root(z, y).shape == (1, 2)
 
 
 def test_check_says_what_does_not_fit():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn.data import DEFAULT_BATCH, Rows
+from unlearn.inputs import call_model
 from unlearn.modes import evaluation
 
 
@@ -18,4 +19,4 @@ def predict(model: nn.Module, data: Rows, *, batch_size: int = DEFAULT_BATCH) ->
     """
     device = next(model.parameters()).device
     with evaluation(model), torch.no_grad():
-        return torch.cat([model(inputs).cpu() for _, inputs, _ in data.batches(batch_size, device)])
+        return torch.cat([call_model(model, inputs).cpu() for _, inputs, _ in data.batches(batch_size, device)])

@@ -255,8 +255,8 @@ def fisher_columns(model: nn.Module, rows: Rows, task: Task, fisher: str, seed: 
     with evaluation(model):
         outputs = model(rows.batch(torch.arange(len(rows)))[0]).detach()
     if fisher == "exact":
-        return task.fisher_root(outputs)
-    return task.sampled_gradient(outputs, seed, rows.ids)[None]
+        return task.fisher_root(outputs, rows.labels)
+    return task.sampled_gradient(outputs, rows.labels, seed, rows.ids)[None]
 
 
 def gradient_table(model: nn.Module, rows: Rows, columns: Tensor) -> dict[str, Tensor]:

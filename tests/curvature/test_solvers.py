@@ -231,7 +231,7 @@ def test_a_task_with_negative_curvature_is_refused() -> None:
     class Concave:
         name = "concave"
 
-        def fisher_product(self, outputs: Tensor, tangents: Tensor) -> Tensor:
+        def fisher_product(self, outputs: Tensor, labels: Tensor, tangents: Tensor) -> Tensor:
             return -tangents
 
     task: Any = Concave()

@@ -15,7 +15,7 @@ def rows_of(n: int = 12, classes: int = 3) -> Rows:
 
 
 def storage(rows: Rows) -> int:
-    return rows._source.tensor.data_ptr()  # type: ignore[attr-defined]
+    return rows._source.tensors.data_ptr()  # type: ignore[attr-defined]
 
 
 def test_a_row_keeps_its_id_input_and_label_through_chains_of_views():

@@ -91,7 +91,7 @@ class FisherStream:
             taps = Taps(self.model, self.layers)
             outputs = taps.run(inputs)
             self.task.check(outputs.detach(), labels)
-            roots = [without_noise(v) for v in self._columns(outputs.detach(), positions)]
+            roots = [without_noise(v) for v in self._columns(outputs.detach(), labels, positions)]
             gradients = [taps.gradients(outputs, v, again=k + 1 < len(roots)) for k, v in enumerate(roots)]
             del outputs
             batch = taps.without_graph(), gradients
@@ -112,10 +112,11 @@ class FisherStream:
     def _count(self, size: int) -> int:
         return math.ceil(len(self.rows) / size)
 
-    def _columns(self, outputs: Tensor, positions: Tensor) -> Sequence[Tensor]:
+    def _columns(self, outputs: Tensor, labels: Tensor, positions: Tensor) -> Sequence[Tensor]:
         if self.kind == "exact":
-            return self.task.fisher_root(outputs).unbind(0)
-        return [self.task.sampled_gradient(outputs, self.seed, [self.rows.ids[i] for i in positions.tolist()])]
+            return self.task.fisher_root(outputs, labels).unbind(0)
+        ids = [self.rows.ids[i] for i in positions.tolist()]
+        return [self.task.sampled_gradient(outputs, labels, self.seed, ids)]
 
 
 def without_noise(x: Tensor) -> Tensor:

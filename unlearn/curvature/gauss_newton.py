@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp
+from torch.func import jvp, vjp
 
 from unlearn.curvature.vectors import Vector, add_scaled, zeros_like
 from unlearn.data import DEFAULT_BATCH, Rows, as_rows
 from unlearn.errors import InputError, did_you_mean, some
+from unlearn.inputs import Inputs, call_model
 from unlearn.modes import evaluation, plain_attention
 from unlearn.tasks import Task, get_task
 
@@ -60,16 +61,16 @@ class GaussNewton:
         fixed = {name: value for name, value in self._state.items() if name not in weights}
         tangent = {name: vector[name].to(weights[name].dtype) for name in weights}
         total = zeros_like(weights)
-        for inputs, _ in _batches(self._model, self._rows, self._batch_size):
+        for inputs, labels in _batches(self._model, self._rows, self._batch_size):
 
-            def outputs(chosen: Vector, inputs: Tensor = inputs) -> Tensor:
-                return functional_call(self._model, {**fixed, **chosen}, (inputs,))  # type: ignore[no-any-return]
+            def outputs(chosen: Vector, inputs: Inputs = inputs) -> Tensor:
+                return call_model(self._model, inputs, {**fixed, **chosen})
 
             def push(chosen: Vector, outputs: Any = outputs) -> tuple[Tensor, Tensor]:
                 return jvp(outputs, (chosen,), (tangent,))  # type: ignore[return-value]
 
             values, pull, tangents = vjp(push, weights, has_aux=True)  # type: ignore[misc]
-            (product,) = pull(self._task.fisher_product(values, tangents))
+            (product,) = pull(self._task.fisher_product(values, labels, tangents))
             total = add_scaled(total, 1.0, product)
         self.cost += ROW_PRODUCT_COST * len(self._rows)
         return {name: total[name] / len(self._rows) for name in vector}
@@ -133,7 +134,7 @@ def loss_gradient(
     total = zeros_like({name: state[name].detach() for name in names})
     for inputs, labels in _batches(model, rows, batch_size):
         with torch.enable_grad():
-            outputs = functional_call(model, weights, (inputs,))
+            outputs = call_model(model, inputs, weights)
             loss.check(outputs.detach(), labels)
             value = loss.loss(outputs, labels).sum()
         found = torch.autograd.grad(value, list(weights.values()), materialize_grads=True)
@@ -167,7 +168,7 @@ def _check_vector(vector: Vector, weights: Vector) -> None:
             raise InputError(f"{name!r} of the vector has shape {shapes[0]}; the parameter has shape {shapes[1]}")
 
 
-def _batches(model: nn.Module, rows: Rows, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(model: nn.Module, rows: Rows, batch_size: int) -> Iterator[tuple[Inputs, Tensor]]:
     device = next(model.parameters()).device
     with evaluation(model), plain_attention():
         for _, inputs, labels in rows.batches(batch_size, device):

@@ -24,6 +24,7 @@ from unlearn.curvature.calls import Call, CallRecorder
 from unlearn.curvature.vectors import Vector
 from unlearn.data import Rows, as_rows
 from unlearn.errors import InputError, some
+from unlearn.inputs import call_model, map_tensors
 from unlearn.modes import evaluation
 
 DENSE_COLUMN = 1024
@@ -186,10 +187,10 @@ def _probe(
     """Run copies of the first row; return what was recorded, and the parameters that the outputs depend on."""
     device = next(model.parameters()).device
     _, inputs, _ = next(rows.batches(1, device))
-    inputs = torch.cat([inputs[:1]] * count)
+    inputs = map_tensors(lambda x: torch.cat([x[:1]] * count), inputs)
     with evaluation(model), torch.enable_grad():
         with CallRecorder(watched.items()) as recorder:
-            outputs = model(inputs)
+            outputs = call_model(model, inputs)
         if not outputs.requires_grad:
             return recorder, set()
         found = torch.autograd.grad(outputs, list(watched.values()), torch.ones_like(outputs), allow_unused=True)

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from unlearn.curvature.vectors import Vector
+from unlearn.inputs import Inputs, call_model, map_tensors
 from unlearn.modes import evaluation, plain_attention
 
 _CHUNK = 32
 
 
-def row_gradients(model: nn.Module, inputs: Tensor, cotangent: Tensor, names: Sequence[str]) -> Vector:
+def row_gradients(model: nn.Module, inputs: Inputs, cotangent: Tensor, names: Sequence[str]) -> Vector:
     """Return the gradients of <cotangent of the row, outputs of the row> in some parameters, for each row.
 
     Where torch can not vectorise an operation of the model (a recurrent layer, say), there is a forward and a backward
@@ -40,8 +41,8 @@ def row_gradients(model: nn.Module, inputs: Tensor, cotangent: Tensor, names: Se
     """
     weights = {name: model.get_parameter(name).detach() for name in names}
 
-    def product(chosen: Vector, row: Tensor, direction: Tensor) -> Tensor:
-        outputs: Tensor = functional_call(model, chosen, (row[None],))
+    def product(chosen: Vector, row: Inputs, direction: Tensor) -> Tensor:
+        outputs = call_model(model, map_tensors(lambda x: x[None], row), chosen)
         return (outputs[0] * direction).sum()
 
     with evaluation(model), plain_attention(), torch.enable_grad():
@@ -50,8 +51,8 @@ def row_gradients(model: nn.Module, inputs: Tensor, cotangent: Tensor, names: Se
         except (RuntimeError, ValueError, TypeError, NotImplementedError):
             leaves = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
             parts = []
-            for row, direction in zip(inputs, cotangent, strict=True):
-                value = product(leaves, row, direction)
+            for k, direction in enumerate(cotangent):
+                value = product(leaves, map_tensors(lambda x, k=k: x[k], inputs), direction)  # type: ignore[misc]
                 parts.append(torch.autograd.grad(value, list(leaves.values()), materialize_grads=True))
             found = dict(zip(names, map(torch.stack, zip(*parts, strict=True)), strict=True))
     return {name: found[name].detach() for name in names}

@@ -23,6 +23,7 @@ from unlearn.curvature.calls import Call, CallRecorder
 from unlearn.curvature.layers import Layer
 from unlearn.curvature.row_gradients import row_gradients
 from unlearn.errors import UnsupportedLayerError
+from unlearn.inputs import Inputs, call_model, row_count
 from unlearn.modes import evaluation, plain_attention
 
 TAP_BATCH = 512  # more rows than a forward pass needs: products with wide factors gain by them
@@ -58,10 +59,10 @@ class Taps:
         self.layers = list(layers)
         self._model = model
         self._calls: dict[str, list[Call]] = {}
-        self._batch: Tensor | None = None
+        self._batch: Inputs | None = None
         self._like = torch.empty(0)
 
-    def run(self, inputs: Tensor) -> Tensor:
+    def run(self, inputs: Inputs) -> Tensor:
         """Run the model on a batch and return its outputs, with their graph.
 
         Raises:
@@ -71,15 +72,16 @@ class Taps:
         owner = {name: layer.name for layer in called for name in layer.parameters}
         watched = [(name, self._model.get_parameter(name)) for name in owner]
         with evaluation(self._model), plain_attention(), torch.enable_grad(), CallRecorder(watched) as recorder:
-            outputs: Tensor = self._model(inputs)
+            outputs = call_model(self._model, inputs)
+        rows = row_count(inputs)
         self._calls = {layer.name: [] for layer in called}
         for call in recorder.calls:
             for name in {owner[part] for part in (call.weight, call.bias) if part is not None}:
                 self._calls[name].append(call)
         for layer in called:
-            self._check(layer, len(inputs), recorder.others)
+            self._check(layer, rows, recorder.others)
         self._batch = inputs
-        self._like = outputs.new_ones(len(inputs))
+        self._like = outputs.new_ones(rows)
         return outputs
 
     def inputs(self, layer: Layer, samples: slice = slice(None)) -> Tensor:

@@ -11,32 +11,48 @@ from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, def
 
 from unlearn.data.rows import Rows
 from unlearn.errors import InputError
+from unlearn.inputs import Inputs, named_tensors
 
 _INPUT_COLUMNS = ("input", "inputs", "image", "img", "x", "features", "pixel_values")
+_TOKEN_COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
 _LABEL_COLUMNS = ("label", "labels", "target", "y")
 _PROBED = 16
 
 
 class _DatasetSource:
-    def __init__(self, dataset: Any, column: str | int, name: str) -> None:
+    def __init__(self, dataset: Any, columns: str | int | Sequence[str], name: str) -> None:
         self.dataset = dataset
-        self.column = column
+        self.columns = columns
         self.name = name
 
-    def inputs(self, positions: Tensor) -> Tensor:
+    def inputs(self, positions: Tensor) -> Inputs:
         """Return the inputs at these positions, stacked."""
         rows = positions.tolist()
-        return _stack([self.input(i) for i in rows], rows, "inputs", self.name)
+        items = [self.input(i) for i in rows]
+        found = [named_tensors(item) for item in items]
+        parts = {key: _stack([item[key] for item in found], rows, "inputs", self.name) for key in found[0]}
+        if isinstance(items[0], Mapping):
+            return parts
+        return parts[""] if isinstance(items[0], Tensor) else tuple(parts.values())
 
-    def input(self, row: int) -> Tensor:
+    def input(self, row: int) -> Inputs:
         """Return the input of one row."""
-        return _as_tensor(self.dataset[row][self.column], row, "input", self.name)
+        item = self.dataset[row]
+        if isinstance(self.columns, (str, int)):
+            value = item[self.columns]
+        else:
+            value = {column: item[column] for column in self.columns}
+        if isinstance(value, Mapping):
+            return {key: _as_tensor(part, row, f"input {key!r}", self.name) for key, part in value.items()}
+        if isinstance(value, tuple) and all(isinstance(part, Tensor) for part in value):
+            return value
+        return _as_tensor(value, row, "input", self.name)
 
 
 def as_rows(
     data: Any,
     *,
-    input_column: str | None = None,
+    input_column: str | Sequence[str] | None = None,
     label_column: str | None = None,
     id_column: str | None = None,
     ids: Sequence[str] | None = None,
@@ -46,10 +62,13 @@ def as_rows(
     """Return ``data`` as :class:`Rows`; rows are returned as they are.
 
     Args:
-        data: rows; a pair of tensors (inputs, labels); a map-style dataset whose items are pairs or dictionaries
-            (a Hugging Face dataset among them); or a ``DataLoader`` that does not shuffle.
-        input_column: column of the inputs where items are dictionaries; by default the first of ``input``,
-            ``inputs``, ``image``, ``img``, ``x``, ``features``, ``pixel_values`` that is there.
+        data: rows; a pair (inputs, labels), inputs being a tensor, a tuple of tensors (positional arguments of the
+            model) or a dictionary of tensors (keyword arguments); a map-style dataset whose items are such pairs or
+            dictionaries (a Hugging Face dataset among them); or a ``DataLoader`` that does not shuffle.
+        input_column: column of the inputs where items are dictionaries, or several, which the model then gets as
+            keyword arguments; by default ``input_ids`` with ``attention_mask`` and ``token_type_ids`` where it is
+            there, else the first of ``input``, ``inputs``, ``image``, ``img``, ``x``, ``features``,
+            ``pixel_values``. Sequences must be padded to one length.
         label_column: column of the labels; by default the first of ``label``, ``labels``, ``target``, ``y``.
         id_column: column of the row ids; by default row numbers are the ids.
         ids: row ids, instead of a column.
@@ -63,13 +82,15 @@ def as_rows(
     >>> as_rows((torch.zeros(2, 3), torch.tensor([0, 1]))).ids
     ('0', '1')
     """
-    columns = {"input_column": input_column, "label_column": label_column, "id_column": id_column}
+    if input_column is not None and not isinstance(input_column, str):
+        input_column = list(input_column)
+    columns: dict[str, object] = {"input_column": input_column, "label_column": label_column, "id_column": id_column}
     if isinstance(data, Rows):
         _refuse(columns | {"ids": ids, "classes": classes}, "rows that have ids and labels already")
         return data
     if isinstance(data, DataLoader):
         data = _loaded(data, name)
-    if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+    if isinstance(data, (tuple, list)) and len(data) == 2 and _are_inputs(data[0]) and isinstance(data[1], Tensor):
         _refuse(columns, "a pair of tensors")
         return Rows.from_tensors(data[0], data[1], ids=ids, classes=classes, name=name)
     if isinstance(data, IterableDataset) or not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
@@ -82,6 +103,15 @@ def as_rows(
     if id_column is not None and ids is not None:
         raise InputError(f"ids of {name} are given twice, as id_column={id_column!r} and as ids; pass one of them")
     return _from_dataset(data, input_column, label_column, id_column, ids, classes, name)
+
+
+def _are_inputs(value: Any) -> bool:
+    """Whether a value is a batch of inputs as it stands."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    return isinstance(value, Tensor) or (
+        isinstance(value, tuple) and len(value) > 0 and all(isinstance(part, Tensor) and part.ndim for part in value)
+    )
 
 
 def _refuse(options: Mapping[str, object], data: str) -> None:
@@ -110,7 +140,7 @@ def _loaded(loader: DataLoader[Any], name: str) -> Any:
 
 def _from_dataset(
     data: Any,
-    input_column: str | None,
+    input_column: str | Sequence[str] | None,
     label_column: str | None,
     id_column: str | None,
     ids: Sequence[str] | None,
@@ -121,9 +151,11 @@ def _from_dataset(
         data = data.with_format("torch")
     first = data[0]
     if isinstance(first, Mapping):
-        x: str | int = input_column or _guess(first, _INPUT_COLUMNS, "input", name)
+        tokens = [column for column in _TOKEN_COLUMNS if column in first]
+        known = tokens if "input_ids" in tokens else None
+        x: str | int | Sequence[str] = input_column or known or _guess(first, _INPUT_COLUMNS, "input", name)
         y: str | int = label_column or _guess(first, _LABEL_COLUMNS, "label", name)
-        for column in (x, y, id_column):
+        for column in (*([x] if isinstance(x, (str, int)) else x), y, id_column):
             if column is not None and column not in first:
                 raise InputError(f"{name} has no column {column!r}; its columns are {', '.join(first)}")
     elif isinstance(first, (tuple, list)) and len(first) == 2:
@@ -134,8 +166,8 @@ def _from_dataset(
         raise InputError(f"items of {name} are {type(first).__name__}; give (input, label) pairs or dictionaries")
     source = _DatasetSource(data, x, name)
     for i in range(min(_PROBED, len(data))):
-        once, again = source.input(i).nan_to_num(), source.input(i).nan_to_num()
-        if not torch.equal(once, again):
+        once, again = (named_tensors(source.input(i)) for _ in range(2))
+        if any(not torch.equal(once[key].nan_to_num(), again[key].nan_to_num()) for key in once):
             raise InputError(
                 f"row {i} of {name} read twice gives two values: a random transform; scores and edits need the same "
                 "input each time, so pass the data without augmentation"

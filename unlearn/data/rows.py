@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from unlearn.data import draws
 from unlearn.errors import InputError, RowNotFoundError, some
+from unlearn.inputs import Inputs, map_tensors, named_tensors, row_count
 
 DEFAULT_BATCH = 256
 
@@ -22,28 +23,29 @@ DEFAULT_BATCH = 256
 class Source(Protocol):
     """Where inputs are read from; positions are those of the underlying storage."""
 
-    def inputs(self, positions: Tensor) -> Tensor:
+    def inputs(self, positions: Tensor) -> Inputs:
         """Return the inputs at these positions, stacked along a first dimension."""
         ...
 
 
 class TensorSource:
-    """Inputs held in one tensor."""
+    """Inputs held in tensors."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+    def __init__(self, tensors: Inputs) -> None:
+        self.tensors = tensors
 
-    def inputs(self, positions: Tensor) -> Tensor:
-        """Return ``tensor[positions]``."""
-        return self.tensor[positions]
+    def inputs(self, positions: Tensor) -> Inputs:
+        """Return the rows at these positions."""
+        return map_tensors(lambda tensor: tensor[positions], self.tensors)
 
 
-class Rows(Dataset[tuple[Tensor, Tensor]]):
+class Rows(Dataset[tuple[Inputs, Tensor]]):
     """A data set whose rows have ids. Views share the source: nothing but index and labels is held.
 
     Attributes:
         ids: row ids, unique strings, shape (n,).
-        labels: given labels; int64 of shape (n,) for classes, float of shape (n,) or (n, outputs) for regression.
+        labels: given labels; int64 of shape (n,) for classes, int64 of shape (n, positions) for tokens, float of shape
+            (n,) or (n, outputs) for regression.
         truth: true labels where they are known (label noise was added), used for scoring only; else None.
         classes: number of classes, or None for regression.
         name: what the rows are called in messages and reports.
@@ -75,15 +77,23 @@ class Rows(Dataset[tuple[Tensor, Tensor]]):
     @classmethod
     def from_tensors(
         cls,
-        inputs: Tensor,
+        inputs: Inputs,
         labels: Tensor,
         *,
         ids: Sequence[str] | None = None,
         classes: int | None = None,
         name: str = "data",
     ) -> Rows:
-        """Return rows over a tensor of inputs (first dimension: rows). Without ids, row numbers are the ids."""
-        return cls.from_source(TensorSource(inputs), labels, ids=ids, classes=classes, name=name, length=len(inputs))
+        """Return rows over tensors of inputs (first dimension: rows). Without ids, row numbers are the ids.
+
+        Raises:
+            InputError: tensors of several lengths, or what :meth:`from_source` refuses.
+        """
+        lengths = {part: len(tensor) for part, tensor in named_tensors(inputs).items()}
+        if len(set(lengths.values())) != 1:
+            raise InputError(f"inputs of {name} have {lengths} rows; give each the same number, at least one")
+        source = TensorSource(inputs)
+        return cls.from_source(source, labels, ids=ids, classes=classes, name=name, length=row_count(inputs))
 
     @classmethod
     def from_source(
@@ -125,25 +135,27 @@ class Rows(Dataset[tuple[Tensor, Tensor]]):
                 raise InputError(f"labels of {name} are not finite in rows {some(bad)}; repair or leave out these rows")
         else:
             labels = labels.long()
-            if labels.ndim != 1:
+            if labels.ndim != 1 and (classes is not None or labels.ndim > 2 or labels.shape[1] == 1):
                 raise InputError(
                     f"labels of {name} have shape {tuple(labels.shape)}; class labels are one number a row"
                 )
-            classes = int(labels.max()) + 1 if classes is None else classes
-            outside = ((labels < 0) | (labels >= classes)).nonzero().flatten().tolist()
-            if outside:
-                raise InputError(
-                    f"label {int(labels[outside[0]])} of row {names[outside[0]]!r} is outside the classes "
-                    f"0..{classes - 1} of {name}; correct it or state the number of classes"
-                )
+            if labels.ndim == 1 and classes is None:
+                classes = int(labels.max()) + 1
+            if classes is not None:
+                outside = ((labels < 0) | (labels >= classes)).nonzero().flatten().tolist()
+                if outside:
+                    raise InputError(
+                        f"label {int(labels[outside[0]])} of row {names[outside[0]]!r} is outside the classes "
+                        f"0..{classes - 1} of {name}; correct it or state the number of classes"
+                    )
         return cls(source, torch.arange(length), names, labels, classes=classes, name=name)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, position: int) -> tuple[Inputs, Tensor]:
         inputs, labels = self.batch(torch.tensor([range(len(self))[position]]))
-        return inputs[0], labels[0]
+        return map_tensors(lambda x: x[0], inputs), labels[0]
 
     def __repr__(self) -> str:
         return f"Rows({self.name!r}, n={len(self)}, classes={self.classes})"
@@ -173,30 +185,31 @@ class Rows(Dataset[tuple[Tensor, Tensor]]):
             raise InputError(f"{len(wanted) - len(set(wanted))} ids are named twice; name each row once")
         return torch.tensor([self._position[row] for row in wanted], dtype=torch.long)
 
-    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def batch(self, positions: Tensor) -> tuple[Inputs, Tensor]:
         """Return inputs and labels at these positions.
 
         Raises:
             InputError: an input is not finite; the row is named.
         """
         inputs = self._source.inputs(self._index[positions])
-        # a finite sum has finite terms, and costs a tenth of looking at each
-        if inputs.is_floating_point() and not torch.isfinite(inputs.sum()):
-            bad = [self.ids[int(positions[i])] for i in _not_finite(inputs)]
-            if bad:
-                raise InputError(
-                    f"inputs of {self.name} are NaN or infinite in rows {some(bad)}; repair or remove them"
-                )
+        for part in named_tensors(inputs).values():
+            # a finite sum has finite terms, and costs a tenth of looking at each
+            if part.is_floating_point() and not torch.isfinite(part.sum()):
+                bad = [self.ids[int(positions[i])] for i in _not_finite(part)]
+                if bad:
+                    raise InputError(
+                        f"inputs of {self.name} are NaN or infinite in rows {some(bad)}; repair or remove them"
+                    )
         return inputs, self.labels[positions]
 
     def batches(
         self, size: int = DEFAULT_BATCH, device: torch.device | None = None
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Inputs, Tensor]]:
         """Yield (positions, inputs, labels) over all rows in order, on ``device``; positions stay on the CPU."""
         for start in range(0, len(self), size):
             positions = torch.arange(start, min(start + size, len(self)))
             inputs, labels = self.batch(positions)
-            yield positions, inputs.to(device), labels.to(device)
+            yield positions, map_tensors(lambda x: x.to(device), inputs), labels.to(device)
 
     def at(self, positions: Tensor) -> Rows:
         """Return the view of the rows at these positions, in their order."""
@@ -270,12 +283,14 @@ class Rows(Dataset[tuple[Tensor, Tensor]]):
         """sha256 of each row's id, input (type, shape, bytes) and given label, by id."""
         out: dict[str, bytes] = {}
         for positions, inputs, labels in self.batches(1024):
-            kind = f"{inputs.dtype}{tuple(inputs.shape[1:])}{labels.dtype}".encode()
-            pixels, targets = _bytes(inputs), _bytes(labels)
+            parts = dict(sorted(named_tensors(inputs).items()))
+            kind = "".join(f"{name}{part.dtype}{tuple(part.shape[1:])}" for name, part in parts.items())
+            kind += str(labels.dtype)
+            contents = [_bytes(part) for part in (*parts.values(), labels)]
             for k, position in enumerate(positions.tolist()):
                 row = self.ids[position].encode()
-                head = struct.pack("<I", len(row)) + row + kind
-                out[self.ids[position]] = hashlib.sha256(head + pixels[k].tobytes() + targets[k].tobytes()).digest()
+                head = struct.pack("<I", len(row)) + row + kind.encode()
+                out[self.ids[position]] = hashlib.sha256(head + b"".join(c[k].tobytes() for c in contents)).digest()
         return out
 
     @cached_property

@@ -17,6 +17,7 @@ from unlearn.curvature import Curvature, fit_curvature, load_curvature
 from unlearn.curvature.layers import find_layers
 from unlearn.data import Rows, load_data, pair_noise, symmetric_noise
 from unlearn.errors import FolderError, InputError
+from unlearn.inputs import shapes_of
 from unlearn.models import build_model
 from unlearn.predict import predict
 from unlearn.recipe import Recipe, parse_recipe
@@ -95,7 +96,7 @@ class Run:
         except (RuntimeError, TypeError, AttributeError, IndexError) as error:
             raise InputError(
                 f"model {self.recipe.model.name!r} can not take the rows of {rows.name}, inputs of shape "
-                f"{tuple(rows[0][0].shape)}: {error}"
+                f"{shapes_of(rows[0][0])}: {error}"
             ) from error
         get_task("classification").check(outputs, rows.labels)
         find_layers(model, rows)

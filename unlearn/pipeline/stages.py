@@ -18,6 +18,7 @@ from unlearn import detect
 from unlearn.atomic import read_json, write_atomically
 from unlearn.checkpoint import save_checkpoint
 from unlearn.errors import InputError
+from unlearn.inputs import named_tensors
 from unlearn.pipeline.run import FORMAT, Run
 from unlearn.predict import predict
 from unlearn.repair import Changes, Edit, apply_changes, fine_tune, plain_replay
@@ -193,9 +194,9 @@ def report_stage(run: Run) -> None:
     run.write("report.json", report)
     shown = [row["id"] for row in (report["detection"] or {"top": []})["top"]]
     images = {}
-    if shown and run.data[0][0].ndim == 3:
+    if shown and getattr(run.data[0][0], "ndim", 0) == 3:
         inputs, _ = run.data.batch(run.data.positions(shown))
-        images = dict(zip(shown, inputs.numpy(), strict=True))
+        images = dict(zip(shown, named_tensors(inputs)[""].numpy(), strict=True))
     write_atomically(run.folder / "report.html", render_report({"format": FORMAT, **report}, images).encode())
 
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from unlearn.curvature import Vector
 from unlearn.data import DEFAULT_BATCH, Rows
+from unlearn.inputs import Inputs, call_model
 from unlearn.modes import evaluation
 from unlearn.predict import predict
 from unlearn.repair.changes import Changes
@@ -126,7 +126,7 @@ class EditedObjective:
                 yield self.task.loss(outputs, labels).sum() / len(self.rows)
             else:
                 reference = self._reference_outputs()[positions].to(outputs)
-                yield self.task.divergence(reference, outputs).sum() / len(self.rows)
+                yield self.task.divergence(reference, outputs, labels).sum() / len(self.rows)
         if not self.full:
             yield from self._changed_terms(weights)
         yield self._quadratic(weights)
@@ -167,6 +167,6 @@ class EditedObjective:
             self.cost += len(self.rows)
         return self._reference
 
-    def _run(self, weights: Vector, inputs: Tensor) -> Tensor:
+    def _run(self, weights: Vector, inputs: Inputs) -> Tensor:
         with evaluation(self.model):
-            return functional_call(self.model, weights, (inputs,))  # type: ignore[no-any-return]
+            return call_model(self.model, inputs, weights)

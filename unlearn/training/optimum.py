@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from unlearn.data import Rows
 from unlearn.errors import InputError
+from unlearn.inputs import call_model, map_tensors
 from unlearn.tasks import Task, get_task
 from unlearn.training.record import TrainingRecord
 
@@ -54,13 +55,13 @@ def train_to_optimum(
     parameters = [p for p in model.parameters() if p.requires_grad]
     device = parameters[0].device
     inputs, labels = data.batch(torch.arange(len(data)))
-    inputs, labels = inputs.to(device), labels.to(device)
-    the_task.check(model(inputs), labels)
+    inputs, labels = map_tensors(lambda x: x.to(device), inputs), labels.to(device)
+    the_task.check(call_model(model, inputs), labels)
 
     def objective() -> Tensor:
         model.zero_grad(set_to_none=True)
         norm = torch.stack([p.square().sum() for p in parameters]).sum()
-        loss = the_task.loss(model(inputs), labels).mean() + 0.5 * weight_decay * norm
+        loss = the_task.loss(call_model(model, inputs), labels).mean() + 0.5 * weight_decay * norm
         scaled = _SCALE * loss
         scaled.backward()  # type: ignore[no-untyped-call]
         return scaled

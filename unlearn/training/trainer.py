@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unlearn.data import Rows, draws
 from unlearn.errors import InputError
+from unlearn.inputs import call_model, map_tensors
 from unlearn.progress import track
 from unlearn.tasks import Task, get_task
 from unlearn.training.order import EMPTY, BatchOrder
@@ -61,7 +62,7 @@ def run_steps(
             if len(batch):
                 inputs, labels = rows.batch(batch)
                 labels = labels.to(device)
-                outputs = model(inputs.to(device))
+                outputs = call_model(model, map_tensors(lambda x: x.to(device), inputs))
                 loss = _mean_loss(task, outputs, labels, step, diverging=processed > 0)
                 loss.backward()  # type: ignore[no-untyped-call]
             _zero_missing_gradients(optimizer)

@@ -1,0 +1,90 @@
+"""What a model is called with: one tensor, a tuple of tensors (positional arguments), or a mapping (keyword arguments).
+
+First dimensions are rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from unlearn.errors import InputError
+
+Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+    """Return the inputs with a function applied to each tensor.
+
+    >>> map_tensors(lambda x: x + 1, {"ids": torch.tensor([1])})
+    {'ids': tensor([2])}
+    """
+    if isinstance(inputs, Tensor):
+        return function(inputs)
+    if isinstance(inputs, Mapping):
+        return {name: function(part) for name, part in inputs.items()}
+    return tuple(function(part) for part in inputs)
+
+
+def named_tensors(inputs: Inputs) -> dict[str, Tensor]:
+    """Return the tensors by name: their key, their number in a tuple, nothing for a tensor alone.
+
+    >>> list(named_tensors((torch.zeros(1), torch.ones(1))))
+    ['0', '1']
+    """
+    if isinstance(inputs, Tensor):
+        return {"": inputs}
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    return {str(k): part for k, part in enumerate(inputs)}
+
+
+def row_count(inputs: Inputs) -> int:
+    """Return the number of rows.
+
+    >>> row_count({"ids": torch.zeros(3, 2)})
+    3
+    """
+    return len(next(iter(named_tensors(inputs).values())))
+
+
+def shapes_of(inputs: Inputs) -> str:
+    """Return the shapes, for messages.
+
+    >>> shapes_of(torch.zeros(2, 3)), shapes_of((torch.zeros(1), torch.zeros(2)))
+    ('(2, 3)', "{'0': (1,), '1': (2,)}")
+    """
+    shapes = {name: tuple(part.shape) for name, part in named_tensors(inputs).items()}
+    return str(shapes.get("", shapes))
+
+
+def call_model(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Return the model's outputs, at other weights where these are given.
+
+    Outputs that are no tensor must have ``logits`` (as those of Hugging Face models have).
+
+    Raises:
+        InputError: outputs of another kind.
+
+    >>> call_model(nn.Identity(), torch.ones(1))
+    tensor([1.])
+    """
+    arguments: tuple[Tensor, ...] = ()
+    keywords: dict[str, Tensor] = {}
+    if isinstance(inputs, Mapping):
+        keywords = dict(inputs)
+    else:
+        arguments = (inputs,) if isinstance(inputs, Tensor) else inputs
+    outputs = (
+        model(*arguments, **keywords) if weights is None else functional_call(model, dict(weights), arguments, keywords)
+    )
+    if not isinstance(outputs, Tensor):
+        outputs = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    if not isinstance(outputs, Tensor):
+        raise InputError(
+            f"{type(model).__name__} returns neither a tensor nor something with logits; wrap it in a module that "
+            "returns one tensor, first dimension rows"
+        )
+    return outputs
