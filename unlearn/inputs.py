@@ -18,6 +18,7 @@ Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 def map_tensors(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     """Return the inputs with a function applied to each tensor.
 
+    >>> import torch
     >>> map_tensors(lambda x: x + 1, {"ids": torch.tensor([1])})
     {'ids': tensor([2])}
     """
@@ -31,6 +32,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
 def named_tensors(inputs: Inputs) -> dict[str, Tensor]:
     """Return the tensors by name: their key, their number in a tuple, nothing for a tensor alone.
 
+    >>> import torch
     >>> list(named_tensors((torch.zeros(1), torch.ones(1))))
     ['0', '1']
     """
@@ -41,9 +43,29 @@ def named_tensors(inputs: Inputs) -> dict[str, Tensor]:
     return {str(k): part for k, part in enumerate(inputs)}
 
 
+def one_tensor(inputs: Inputs, purpose: str) -> Tensor:
+    """Return the inputs where they are one tensor.
+
+    Args:
+        inputs: the inputs.
+        purpose: what needs one tensor, for the message.
+
+    Raises:
+        InputError: they are several.
+
+    >>> import torch
+    >>> one_tensor(torch.ones(1), "a picture")
+    tensor([1.])
+    """
+    if not isinstance(inputs, Tensor):
+        raise InputError(f"{purpose} needs rows of one tensor; these have {', '.join(named_tensors(inputs))}")
+    return inputs
+
+
 def row_count(inputs: Inputs) -> int:
     """Return the number of rows.
 
+    >>> import torch
     >>> row_count({"ids": torch.zeros(3, 2)})
     3
     """
@@ -53,6 +75,7 @@ def row_count(inputs: Inputs) -> int:
 def shapes_of(inputs: Inputs) -> str:
     """Return the shapes, for messages.
 
+    >>> import torch
     >>> shapes_of(torch.zeros(2, 3)), shapes_of((torch.zeros(1), torch.zeros(2)))
     ('(2, 3)', "{'0': (1,), '1': (2,)}")
     """
@@ -68,6 +91,7 @@ def call_model(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] |
     Raises:
         InputError: outputs of another kind.
 
+    >>> import torch
     >>> call_model(nn.Identity(), torch.ones(1))
     tensor([1.])
     """

@@ -25,7 +25,9 @@ class PreparedRows(Rows):
         assert self.fingerprint
         return self
 
-    def batches(self, size: int = 0, device: torch.device | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def batches(
+        self, size: int = 0, device: torch.device | None = None, start: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         yield from self.prepared
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import jvp, vjp
 
 from unlearn.curvature.vectors import Vector, add_scaled, zeros_like
-from unlearn.data import DEFAULT_BATCH, Rows, as_rows
+from unlearn.data import DEFAULT_BATCH, Rows, as_rows, within_memory
 from unlearn.errors import InputError, did_you_mean, some
 from unlearn.inputs import Inputs, call_model
 from unlearn.modes import evaluation, plain_attention
@@ -61,17 +61,20 @@ class GaussNewton:
         fixed = {name: value for name, value in self._state.items() if name not in weights}
         tangent = {name: vector[name].to(weights[name].dtype) for name in weights}
         total = zeros_like(weights)
-        for inputs, labels in _batches(self._model, self._rows, self._batch_size):
 
-            def outputs(chosen: Vector, inputs: Inputs = inputs) -> Tensor:
+        def product(_: Tensor, inputs: Inputs, labels: Tensor) -> Vector:
+            def outputs(chosen: Vector) -> Tensor:
                 return call_model(self._model, inputs, {**fixed, **chosen})
 
-            def push(chosen: Vector, outputs: Any = outputs) -> tuple[Tensor, Tensor]:
+            def push(chosen: Vector) -> tuple[Tensor, Tensor]:
                 return jvp(outputs, (chosen,), (tangent,))  # type: ignore[return-value]
 
             values, pull, tangents = vjp(push, weights, has_aux=True)  # type: ignore[misc]
-            (product,) = pull(self._task.fisher_product(values, labels, tangents))
-            total = add_scaled(total, 1.0, product)
+            (found,) = pull(self._task.fisher_product(values, labels, tangents))
+            return found  # type: ignore[no-any-return]
+
+        for part in _over_batches(self._model, self._rows, self._batch_size, product, "Gauss-Newton product"):
+            total = add_scaled(total, 1.0, part)
         self.cost += ROW_PRODUCT_COST * len(self._rows)
         return {name: total[name] / len(self._rows) for name in vector}
 
@@ -132,13 +135,17 @@ def loss_gradient(
     state = dict(_state(model))
     weights = {name: state[name].detach().requires_grad_() for name in names}
     total = zeros_like({name: state[name].detach() for name in names})
-    for inputs, labels in _batches(model, rows, batch_size):
+
+    def gradient(_: Tensor, inputs: Inputs, labels: Tensor) -> Vector:
         with torch.enable_grad():
             outputs = call_model(model, inputs, weights)
             loss.check(outputs.detach(), labels)
             value = loss.loss(outputs, labels).sum()
         found = torch.autograd.grad(value, list(weights.values()), materialize_grads=True)
-        total = add_scaled(total, 1.0, dict(zip(names, found, strict=True)))
+        return dict(zip(names, found, strict=True))
+
+    for part in _over_batches(model, rows, batch_size, gradient, "loss gradient"):
+        total = add_scaled(total, 1.0, part)
     return total
 
 
@@ -168,8 +175,12 @@ def _check_vector(vector: Vector, weights: Vector) -> None:
             raise InputError(f"{name!r} of the vector has shape {shapes[0]}; the parameter has shape {shapes[1]}")
 
 
-def _batches(model: nn.Module, rows: Rows, batch_size: int) -> Iterator[tuple[Inputs, Tensor]]:
-    device = next(model.parameters()).device
+def _over_batches(
+    model: nn.Module,
+    rows: Rows,
+    batch_size: int,
+    work: Callable[[Tensor, Inputs, Tensor], Vector],
+    description: str,
+) -> Iterator[Vector]:
     with evaluation(model), plain_attention():
-        for _, inputs, labels in rows.batches(batch_size, device):
-            yield inputs, labels
+        yield from within_memory(rows, batch_size, next(model.parameters()).device, work, description)

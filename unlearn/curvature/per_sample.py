@@ -5,7 +5,6 @@ Axes: g group, b sample, t position, i inputs, o outputs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 
 from unlearn.curvature.layers import Layer
 from unlearn.curvature.taps import Taps, rows_at_once
-from unlearn.data import DEFAULT_BATCH, as_rows
-from unlearn.progress import track
+from unlearn.data import DEFAULT_BATCH, as_rows, within_memory
+from unlearn.inputs import Inputs
 from unlearn.tasks import Task, get_task
 
 LayerGradients = dict[str, tuple[Tensor, Tensor]]
@@ -54,15 +53,17 @@ def layer_gradients(
     [6.0, 8.0]
     """
     rows, loss = as_rows(data), get_task(task)
-    device = next(model.parameters()).device
-    size = rows_at_once(layers, batch_size)
-    total = math.ceil(len(rows) / size)
-    for positions, inputs, labels in track(rows.batches(size, device), "scoring", total):
+
+    def gradients(positions: Tensor, inputs: Inputs, labels: Tensor) -> tuple[Tensor, LayerGradients]:
         taps = Taps(model, layers)
         outputs = taps.run(inputs)
         values = outputs.detach()
         loss.check(values, labels)
         found = taps.gradients(outputs, loss.output_gradient(values, labels))
+        pairs = {layer.name: (taps.inputs(layer), found[layer.name]) for layer in layers}
         if output_rows is not None:
             output_rows(positions, values, labels)
-        yield positions, {layer.name: (taps.inputs(layer), found[layer.name]) for layer in layers}
+        return positions, pairs
+
+    device = next(model.parameters()).device
+    yield from within_memory(rows, rows_at_once(layers, batch_size), device, gradients, "scoring")

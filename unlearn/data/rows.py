@@ -203,11 +203,11 @@ class Rows(Dataset[tuple[Inputs, Tensor]]):
         return inputs, self.labels[positions]
 
     def batches(
-        self, size: int = DEFAULT_BATCH, device: torch.device | None = None
+        self, size: int = DEFAULT_BATCH, device: torch.device | None = None, start: int = 0
     ) -> Iterator[tuple[Tensor, Inputs, Tensor]]:
-        """Yield (positions, inputs, labels) over all rows in order, on ``device``; positions stay on the CPU."""
-        for start in range(0, len(self), size):
-            positions = torch.arange(start, min(start + size, len(self)))
+        """Yield (positions, inputs, labels) from row ``start`` on, on ``device``; positions stay on the CPU."""
+        for first in range(start, len(self), size):
+            positions = torch.arange(first, min(first + size, len(self)))
             inputs, labels = self.batch(positions)
             yield positions, map_tensors(lambda x: x.to(device), inputs), labels.to(device)
 
