@@ -1,11 +1,13 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from detect_cases import CASES, gradients, model_of, rows_of
 
-from unlearn.curvature import fit_curvature
+from unlearn.curvature import Basis, fit_curvature
+from unlearn.curvature.units import UnitActivity, largest_units
 from unlearn.data import Rows
 from unlearn.detect import gif_scores
 from unlearn.errors import InputError, StaleCurvatureError
@@ -87,6 +89,70 @@ def test_equals_dense_least_squares(case, ratio, select, scope):
     assert scores.method == "gif"
 
 
+@pytest.mark.parametrize("scope", ["row", "data"])
+@pytest.mark.parametrize("method", ["frozen", "projected"])
+@pytest.mark.parametrize("case", CASES)
+def test_neighbours_equal_dense_solves(case, method, scope):
+    # rejects B^2 in place of B, C^-1/2 in place of C^-1, and pinv of the columns
+    model, rows = model_of(case), rows_of(6)
+    curvature = fit_curvature(model, rows)
+    scores = gif_scores(model, rows, curvature=curvature, ratio=0.4, scope=scope, method=method, damping=0.05)
+    expected = dense(model, rows, curvature, 0.4, "outputs", scope, 0.05, method)
+    np.testing.assert_allclose(scores.values, expected, rtol=1e-8, atol=1e-10)
+    assert scores.method == f"gif-{method}"
+
+
+@pytest.mark.parametrize("case", ["mlp", "grouped", "tokens"])
+def test_full_is_every_method_with_all_units(case):
+    model, rows = model_of(case), rows_of(6)
+    curvature = fit_curvature(model, rows)
+    values = [
+        gif_scores(model, rows, curvature=curvature, ratio=1.0, method=method, damping=0.05).values
+        for method in ("gif", "frozen", "projected", "full")
+    ]
+    for other in values[1:]:
+        np.testing.assert_allclose(other, values[0], rtol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["gif", "frozen", "projected", "full"])
+@pytest.mark.parametrize(("inputs", "outputs"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("case", ["mlp", "grouped", "tokens"])
+def test_a_basis_of_none_is_a_diagonal_factor(case, inputs, outputs, method):
+    # embeddings have a diagonal A, norms and bare parameters a diagonal S: the same numbers as a basis of unit vectors
+    model, rows = model_of(case), rows_of(6)
+    curvature = fit_curvature(model, rows)
+
+    def changed(unit):
+        """The curvature with unit vectors in place of some bases, as None or as a matrix."""
+        blocks = {}
+        for name, block in curvature.blocks.items():
+            g, o, i = block.layer.shape
+            new = [None if unit is None else unit(size).expand(g, size, size) for size in (i, o)]
+            basis = Basis(new[0] if inputs else block.basis.inputs, new[1] if outputs else block.basis.outputs)
+            blocks[name] = replace(block, basis=basis)
+        return replace(curvature, blocks=blocks)
+
+    found, expected = (
+        gif_scores(
+            model, rows, curvature=changed(unit), ratio=1.0 if method == "full" else 0.4, method=method, damping=0.05
+        )
+        for unit in (None, lambda size: torch.eye(size, dtype=torch.float64))
+    )
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-9, atol=1e-12)
+
+
+def test_a_layer_without_a_module_has_no_bias_of_its_own():
+    # bare parameters are layers whose name is that of a parameter; a frozen bias of a module still counts
+    model, rows = model_of("frozen-bias"), rows_of()
+    (layer, _) = fit_curvature(model, rows).layers
+    a, d = torch.randn(1, 2, 1, 12, dtype=torch.float64), torch.randn(1, 2, 1, 7, dtype=torch.float64)
+    activity = UnitActivity(model, "outputs")
+    plain = a[0, :, 0] @ model[0].weight.detach().T
+    torch.testing.assert_close(activity(layer, a, d), plain + model[0].bias.detach())
+    torch.testing.assert_close(activity(replace(layer, name="0.weight"), a, d), plain)
+    torch.testing.assert_close(UnitActivity(model, "gradients")(layer, a, d), d[0, :, 0])
+
+
 def test_is_none_of_its_neighbours():
     # frozen H[S, S]^-1 g_S and projected (H^-1 g)_S are other numbers on the same operator
     model, rows = model_of("mlp"), rows_of(6)
@@ -116,14 +182,18 @@ def test_all_units_give_the_full_form(case):
 
 def test_the_budget_is_rounded_up():
     # 7 hidden units: 0.01 -> 1, 1/7 -> 1, just above -> 2; 0.07 of 100 is 7, although 0.07 * 100 > 7 in floats
-    from unlearn.detect.gif import _largest
-
     draw = torch.Generator().manual_seed(0)
     values = torch.randn(3, 7, generator=draw)
-    assert [_largest(values, ratio).shape[1] for ratio in (0.01, 1 / 7, 1 / 7 + 0.01, 0.99, 1.0)] == [1, 1, 2, 7, 7]
-    assert _largest(torch.randn(1, 100, generator=draw), 0.07).shape[1] == 7
-    assert _largest(torch.tensor([[1.0, -3.0, 2.0, 3.0]]), 0.5).tolist() == [[1, 3]]
-    assert _largest(torch.zeros(1, 4), 0.5).tolist() == [[0, 1]]
+    assert [largest_units(values, ratio).shape[1] for ratio in (0.01, 1 / 7, 1 / 7 + 0.01, 0.99, 1.0)] == [
+        1,
+        1,
+        2,
+        7,
+        7,
+    ]
+    assert largest_units(torch.randn(1, 100, generator=draw), 0.07).shape[1] == 7
+    assert largest_units(torch.tensor([[1.0, -3.0, 2.0, 3.0]]), 0.5).tolist() == [[1, 3]]
+    assert largest_units(torch.zeros(1, 4), 0.5).tolist() == [[0, 1]]
 
 
 @pytest.mark.parametrize("scope", ["row", "data"])
@@ -211,6 +281,8 @@ def test_a_unit_that_never_acts_is_no_matter():
         ({"select": "output"}, "did you mean 'outputs'"),
         ({"scope": "rows"}, "did you mean 'row'"),
         ({"damping": -1.0}, "damping is -1.0"),
+        ({"method": "frosen"}, "did you mean 'frozen'"),
+        ({"method": "full"}, "method 'full' freezes nothing and ratio is 0.05; give ratio=1"),
     ],
 )
 def test_bad_options(options, message):

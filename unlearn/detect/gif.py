@@ -11,28 +11,32 @@ A unit is an output neuron or channel with its weight row and bias. For the unit
 
 so that x = pinv(B[:, R]) g_mat C^-1, where pinv(B[:, R]) v = (B^2)[R, R]^-1 (B v)_R. With g_mat' = g_mat C^-1/2 the
 score is <g'_R, (B^2)[R, R]^-1 (B g')_R>, and g' = sum_t d (C^-1/2 a)^T; with one position C enters as a^T C^-1 a only.
+The neighbours of :mod:`unlearn.curvature.restricted` have closed forms on the same H_d: <g'_R, B[R, R]^-1 g'_R> for
+frozen, <g'_R, (B^-1 g')_R> for projected and <g', B^-1 g'> for full. Where B is diagonal the first three are one.
 
 Axes: g group, b row, t position, i inputs, o outputs, u units of all groups (g times o), k selected units.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from unlearn.curvature import Basis, Block, Curvature, Layer, layer_gradients
-from unlearn.data import DEFAULT_BATCH, Rows, as_rows
+from unlearn.curvature import Basis, Block, Curvature, layer_gradients
+from unlearn.curvature.damped_factors import damped_eigenvalues
+from unlearn.curvature.restricted import Method
+from unlearn.curvature.units import Select, UnitActivity, check_units, common_units, largest_units
+from unlearn.data import DEFAULT_BATCH, as_rows
 from unlearn.detect.damped_curvature import damped_curvature
 from unlearn.detect.scores import Scores
 from unlearn.errors import InputError, did_you_mean
 from unlearn.tasks import Task, get_task
 
-Select = Literal["outputs", "gradients"]
 Scope = Literal["row", "data"]
 
 _CHUNK_BYTES = 64 * 2**20
@@ -46,6 +50,7 @@ def gif_scores(
     ratio: float = 0.05,
     select: Select = "outputs",
     scope: Scope = "row",
+    method: Method = "gif",
     damping: float | None = None,
     weight_decay: float = 0.0,
     task: str | Task = "classification",
@@ -53,7 +58,8 @@ def gif_scores(
 ) -> Scores:
     """Return g_S^T pinv(H_d[:, S]) g of each row, g at its given label and H_d the damped K-FAC curvature.
 
-    The score is signed and no norm: rank by value. With ``ratio=1`` it is g^T H_d^-1 g.
+    The score is signed and no norm: rank by value. With ``ratio=1`` it is g^T H_d^-1 g. For other operators, and for
+    parts of units, see :func:`unlearn.detect.gif_exact`.
 
     Args:
         model: left as found; run in evaluation mode.
@@ -65,14 +71,17 @@ def gif_scores(
         select: ``outputs``: units with the largest absolute mean activation before the non-linearity, over the rows
             concerned and over positions; ``gradients``: with that of the loss gradient there.
         scope: ``row``: each row selects its own units; ``data``: all rows together select (one more pass).
+        method: ``gif``, or a neighbour: ``frozen`` g_S^T H_d[S, S]^-1 g_S (never negative), ``projected``
+            g_S^T (H_d^-1 g)_S, ``full`` g^T H_d^-1 g, which needs ``ratio=1``.
         damping: d; a tenth of the curvature's mean eigenvalue if None.
         weight_decay: w of the training objective; a coefficient of ``||theta||^2 / 2``.
         task: ``classification``, ``regression`` or a :class:`unlearn.tasks.Task`.
         batch_size: rows at a time; changes time and memory, not the result.
 
     Returns:
-        Scores whose options hold ``ratio``, ``select``, ``scope``, ``negative_share`` (share of the rows with a score
-        below 0), ``kind``, ``damping``, ``damping_share`` (of the mean eigenvalue) and ``weight_decay``.
+        Scores of the method ``gif`` (``gif-frozen``, ``gif-projected``, ``gif-full``), whose options hold ``ratio``,
+        ``select``, ``scope``, ``negative_share`` (share of the rows with a score below 0), ``kind``, ``damping``,
+        ``damping_share`` (of the mean eigenvalue) and ``weight_decay``.
 
     Raises:
         StaleCurvatureError: the curvature belongs to other weights or another task.
@@ -85,12 +94,13 @@ def gif_scores(
     >>> scores.top(1)[0][0], scores.options["negative_share"]
     ('1', 0.0)
     """
-    if not 0 < ratio <= 1:
-        raise InputError(f"ratio is {ratio}; give a share of the units above 0 and up to 1")
-    if select not in get_args(Select):
-        raise InputError(f"unknown select {select!r}; {did_you_mean(select, get_args(Select))}")
+    check_units(ratio, select)
     if scope not in get_args(Scope):
         raise InputError(f"unknown scope {scope!r}; {did_you_mean(scope, get_args(Scope))}")
+    if method not in get_args(Method):
+        raise InputError(f"unknown method {method!r}; {did_you_mean(method, get_args(Method))}")
+    if method == "full" and ratio != 1:
+        raise InputError(f"method 'full' freezes nothing and ratio is {ratio}; give ratio=1, or method='projected'")
     rows, the_task = as_rows(data), get_task(task)
     damped = damped_curvature(
         model,
@@ -103,16 +113,18 @@ def gif_scores(
     )
     layers = damped.curvature.layers
     factors = {name: _damped_factors(block, damped.added) for name, block in damped.curvature.blocks.items()}
-    ranking = _Ranking(model, select)
-    common = _common_units(ranking, rows, the_task, layers, ratio, batch_size) if scope == "data" else {}
+    activity = UnitActivity(model, select)
+    common: dict[str, Tensor] = {}
+    if scope == "data":
+        common = common_units(model, rows, layers, ratio=ratio, select=select, task=the_task, batch_size=batch_size)
     values = torch.zeros(len(rows), dtype=torch.float64)
     for positions, gradients in layer_gradients(model, rows, the_task, layers, batch_size):
         for layer in layers:
             a, d = gradients[layer.name]
             units = common.get(layer.name)
             if units is None:
-                units = _largest(ranking(layer, a, d), ratio)
-            values[positions] += _layer_scores(factors[layer.name], a, d, units).cpu()
+                units = largest_units(activity(layer, a, d), ratio)
+            values[positions] += _layer_scores(factors[layer.name], a, d, units, method).cpu()
     options = {
         "ratio": ratio,
         "select": select,
@@ -120,7 +132,7 @@ def gif_scores(
         "negative_share": float((values < 0).double().mean()),
         **damped.options,
     }
-    return Scores(rows.ids, values.numpy(), "gif", options)
+    return Scores(rows.ids, values.numpy(), "gif" if method == "gif" else f"gif-{method}", options)
 
 
 @dataclass(frozen=True)
@@ -129,84 +141,60 @@ class _DampedFactors:
 
     Attributes:
         layer: name of the layer.
-        whitening: C^-1/2 up to a rotation, as columns, shape (g, i, i).
-        outputs: B, shape (g, o, o), in float64: its square is solved with.
-        square: B^2 of all units, block-diagonal in the groups, shape (u, u).
+        whitening: C^-1/2 up to a rotation, as columns, shape (g, i, i); its diagonal, (g, 1, i), where C is diagonal.
+        eigenvalues: of B, shape (g, o), in float64.
+        basis: of B, as columns, shape (g, o, o), in float64; None where B is diagonal.
     """
 
     layer: str
     whitening: Tensor
-    outputs: Tensor
-    square: Tensor
+    eigenvalues: Tensor
+    basis: Tensor | None
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        """B, shape (g, o, o)."""
+        return self._function(self.eigenvalues)
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """B^-1, shape (g, o, o)."""
+        return self._function(1 / self.eigenvalues)
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """B of all units, block-diagonal in the groups, shape (u, u)."""
+        return torch.block_diag(*self.outputs)  # type: ignore[no-any-return, no-untyped-call]
+
+    @cached_property
+    def whole_square(self) -> Tensor:
+        """B^2 of all units, shape (u, u)."""
+        return torch.block_diag(*(self.outputs @ self.outputs))  # type: ignore[no-any-return, no-untyped-call]
+
+    def _function(self, eigenvalues: Tensor) -> Tensor:
+        if self.basis is None:
+            return torch.diag_embed(eigenvalues)
+        return self.basis * eigenvalues[:, None] @ self.basis.mT
 
 
 def _damped_factors(block: Block, damping: float) -> _DampedFactors:
-    name = block.layer.name
-    lambda_A, lambda_S = block.input_eigenvalues, block.output_eigenvalues
+    inputs, outputs = damped_eigenvalues(block, damping)
     U_A, U_S = block.basis.inputs, block.basis.outputs
-    if lambda_A is None or lambda_S is None or U_A is None or U_S is None:
-        raise InputError("GIF needs Kronecker factors, which a diagonal curvature lacks; fit kind='ekfac' or 'kfac'")
-    lambda_A, lambda_S, U_S = lambda_A.double(), lambda_S.double(), U_S.double()
-    mean_A, mean_S = lambda_A.mean(1, keepdim=True), lambda_S.mean(1, keepdim=True)
-    pi = torch.where((mean_A > 0) & (mean_S > 0), mean_A / mean_S, 1.0).sqrt()
-    inputs = lambda_A + pi * math.sqrt(damping)
-    outputs = lambda_S + math.sqrt(damping) / pi
-    if not ((inputs > 0).all() and (outputs > 0).all()):
-        raise InputError(
-            f"the factors of layer {name!r} have eigenvalues of 0, so they have no inverse; give damping > 0"
-        )
-    whitening = U_A * inputs.rsqrt()[:, None].to(U_A.dtype)
-    B = U_S * outputs[:, None] @ U_S.mT
-    return _DampedFactors(name, whitening, B, torch.block_diag(*(B @ B)))  # type: ignore[no-untyped-call]
+    roots = inputs.rsqrt()[:, None].to(block.eigenvalues.dtype)
+    whitening = roots if U_A is None else U_A * roots
+    return _DampedFactors(block.layer.name, whitening, outputs, None if U_S is None else U_S.double())
 
 
-class _Ranking:
-    """What units are ranked by before the absolute value: its mean over positions for each row, shape (b, u)."""
-
-    def __init__(self, model: nn.Module, select: Select) -> None:
-        self.model = model
-        self._select = select
-        self._weights = {name: value.detach() for name, value in model.named_parameters()}
-
-    def __call__(self, layer: Layer, a: Tensor, d: Tensor) -> Tensor:
-        if self._select == "gradients":
-            mean = d.mean(2)
-        else:
-            mean = a.mean(2) @ layer.block(self._weights).mT
-            bias = self.model.get_submodule(layer.name).bias
-            if layer.bias is None and isinstance(bias, Tensor):  # frozen or skipped, so no part of the block
-                mean = mean + bias.detach().reshape(len(mean), 1, -1)
-        return mean.transpose(0, 1).flatten(1)
-
-
-def _largest(values: Tensor, ratio: float) -> Tensor:
-    """Return the units of largest absolute value in each row, (b, k), ascending; of equal ones the first."""
-    count = math.ceil(ratio * values.shape[1] - 1e-9)  # 0.07 * 100 is a little more than 7
-    order = values.abs().sort(dim=1, descending=True, stable=True).indices
-    return order[:, :count].sort(dim=1).values
-
-
-def _common_units(
-    ranking: _Ranking, rows: Rows, task: Task, layers: list[Layer], ratio: float, batch_size: int
-) -> dict[str, Tensor]:
-    """Return the units that all rows together select in each layer, shape (1, k)."""
-    totals: dict[str, Tensor] = {}
-    for _, gradients in layer_gradients(ranking.model, rows, task, layers, batch_size):
-        for layer in layers:
-            part = ranking(layer, *gradients[layer.name]).double().sum(0, keepdim=True)
-            totals[layer.name] = totals[layer.name] + part if layer.name in totals else part
-    return {name: _largest(total, ratio) for name, total in totals.items()}
-
-
-def _layer_scores(factors: _DampedFactors, a: Tensor, d: Tensor, units: Tensor) -> Tensor:
+def _layer_scores(factors: _DampedFactors, a: Tensor, d: Tensor, units: Tensor, method: Method) -> Tensor:
     """Return one layer's part of the scores, shape (b,); units (b, k), or (1, k) where all rows share them."""
-    if units.shape[1] == len(factors.square):
+    if units.shape[1] == factors.eigenvalues.numel():
         units = units[:1]
+    form = _diagonal_form if factors.basis is None else _FORMS[method]
     parts, start = [], 0
     for whitened in _whitened_gradients(factors, a, d):
         stop = start + whitened.shape[1]
         chosen = units if len(units) == 1 else units[start:stop]
-        parts.append(_restricted_quadratic(factors, whitened, chosen))
+        parts.append(form(factors, whitened, chosen))
         start = stop
     return torch.cat(parts)
 
@@ -214,7 +202,9 @@ def _layer_scores(factors: _DampedFactors, a: Tensor, d: Tensor, units: Tensor) 
 def _whitened_gradients(factors: _DampedFactors, a: Tensor, d: Tensor) -> Iterator[Tensor]:
     """Yield g' transposed, (g, b, i, o), a few rows at a time; with one position (g, b, 1, o), of equal products."""
     a = a.to(factors.whitening.dtype)
-    a = (a.flatten(1, 2) @ factors.whitening).reshape(a.shape)
+    diagonal = factors.whitening.shape[1] != factors.whitening.shape[2]
+    flat = a.flatten(1, 2)
+    a = (flat * factors.whitening if diagonal else flat @ factors.whitening).reshape(a.shape)
     if a.shape[2] == 1:
         yield d.double() * a.double().norm(dim=3, keepdim=True)
         return
@@ -222,35 +212,66 @@ def _whitened_gradients(factors: _DampedFactors, a: Tensor, d: Tensor) -> Iterat
         yield part.double()
 
 
-def _restricted_quadratic(factors: _DampedFactors, gradients: Tensor, units: Tensor) -> Tensor:
-    """Return <g_R, (B^2)[R, R]^-1 (B g)_R> of each row, shape (b,); the groups need not have equal shares of R.
+def _by_unit(x: Tensor) -> Tensor:
+    """Return (g, b, i, o) as (b, u, i)."""
+    return x.permute(1, 0, 3, 2).flatten(1, 2)
 
-    Gradients are transposed, (g, b, i, o); B is symmetric.
-    """
+
+def _times(gradients: Tensor, matrix: Tensor) -> Tensor:
+    """Return a symmetric matrix (g, o, o) times transposed gradients (g, b, i, o)."""
+    return (gradients.flatten(1, 2) @ matrix).reshape(gradients.shape)
+
+
+def _gif_form(factors: _DampedFactors, gradients: Tensor, units: Tensor) -> Tensor:
+    """Return <g_R, (B^2)[R, R]^-1 (B g)_R> of each row, shape (b,); the groups need not have equal shares of R."""
+    pulled = _by_unit(_times(gradients, factors.outputs))
+    return _restricted_form(factors.layer, _by_unit(gradients), pulled, factors.whole_square, units)
+
+
+def _frozen_form(factors: _DampedFactors, gradients: Tensor, units: Tensor) -> Tensor:
+    """Return <g_R, B[R, R]^-1 g_R> of each row, shape (b,)."""
     by_unit = _by_unit(gradients)
-    pulled = _by_unit((gradients.flatten(1, 2) @ factors.outputs).reshape(gradients.shape))
+    return _restricted_form(factors.layer, by_unit, by_unit, factors.whole, units)
+
+
+def _projected_form(factors: _DampedFactors, gradients: Tensor, units: Tensor) -> Tensor:
+    """Return <g_R, (B^-1 g)_R> of each row, shape (b,)."""
+    return _sum_over((gradients * _times(gradients, factors.inverse)).sum(2), units)
+
+
+def _diagonal_form(factors: _DampedFactors, gradients: Tensor, units: Tensor) -> Tensor:
+    """Return <g_R, B[R, R]^-1 g_R> of each row for a diagonal B, shape (b,)."""
+    return _sum_over(gradients.square().sum(2) / factors.eigenvalues[:, None], units)
+
+
+def _sum_over(terms: Tensor, units: Tensor) -> Tensor:
+    """Return the sum over the chosen units of terms (g, b, o), shape (b,)."""
+    by_unit = terms.transpose(0, 1).flatten(1)
+    return by_unit.gather(1, units.expand(len(by_unit), -1)).sum(1)
+
+
+_FORMS = {"gif": _gif_form, "frozen": _frozen_form, "projected": _projected_form, "full": _projected_form}
+
+
+def _restricted_form(layer: str, gradients: Tensor, pulled: Tensor, matrix: Tensor, units: Tensor) -> Tensor:
+    """Return <g_R, matrix[R, R]^-1 pulled_R> of each row, shape (b,), for gradients and pulled (b, u, i)."""
     if len(units) == 1:
         chosen = units[0]
-        square = factors.square[chosen[:, None], chosen]
-        b, k, c = len(by_unit), len(chosen), by_unit.shape[2]
+        b, k, c = len(gradients), len(chosen), gradients.shape[2]
         rhs = pulled[:, chosen].transpose(0, 1).reshape(k, b * c)
-        x = torch.cholesky_solve(rhs, _cholesky(square, factors.layer)).reshape(k, b, c).transpose(0, 1)
-        return (by_unit[:, chosen] * x).sum((1, 2))
+        root = _cholesky(matrix[chosen[:, None], chosen], layer)
+        x = torch.cholesky_solve(rhs, root).reshape(k, b, c).transpose(0, 1)
+        return (gradients[:, chosen] * x).sum((1, 2))
     step = max(1, _CHUNK_BYTES // (8 * units.shape[1] ** 2))
     parts = []
     for start in range(0, len(units), step):
         some_rows = slice(start, start + step)
         R = units[some_rows]
         row = torch.arange(len(R), device=R.device)[:, None]
-        square = factors.square[R[:, :, None], R[:, None]]
-        x = torch.cholesky_solve(pulled[some_rows][row, R], _cholesky(square, factors.layer))
-        parts.append((by_unit[some_rows][row, R] * x).sum((1, 2)))
+        root = _cholesky(matrix[R[:, :, None], R[:, None]], layer)
+        x = torch.cholesky_solve(pulled[some_rows][row, R], root)
+        parts.append((gradients[some_rows][row, R] * x).sum((1, 2)))
     return torch.cat(parts)
-
-
-def _by_unit(x: Tensor) -> Tensor:
-    """Return (g, b, i, o) as (b, u, i)."""
-    return x.permute(1, 0, 3, 2).flatten(1, 2)
 
 
 def _cholesky(square: Tensor, layer: str) -> Tensor:

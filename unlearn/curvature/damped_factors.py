@@ -1,0 +1,81 @@
+"""K-FAC with its damping shared between the two factors, which keeps the damped matrix a Kronecker product.
+
+    H_d = B (x) C,    C = A + pi sqrt(d),    B = S + sqrt(d) / pi,    pi^2 = (tr A / dim A) / (tr S / dim S)
+
+(arXiv 1503.05671, section 6.3). It is not S (x) A + d: products of the factors with sqrt(d) are added.
+
+Axes: g group, i inputs, o outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from unlearn.curvature.block import Block
+from unlearn.curvature.curvature import Curvature, check_damping
+from unlearn.errors import InputError
+
+
+def damped_eigenvalues(block: Block, damping: float) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues of C, shape (g, i), and of B, shape (g, o), in float64, all above 0.
+
+    A basis that is None with eigenvalues given is a diagonal factor.
+
+    Raises:
+        InputError: the block has no Kronecker factors, or an eigenvalue stays 0.
+    """
+    lambda_A, lambda_S = block.input_eigenvalues, block.output_eigenvalues
+    if lambda_A is None or lambda_S is None:
+        raise InputError(
+            f"GIF needs Kronecker factors, which the curvature of layer {block.layer.name!r} lacks; fit kind='ekfac' "
+            "or 'kfac', or skip the layer"
+        )
+    lambda_A, lambda_S = lambda_A.double(), lambda_S.double()
+    mean_A, mean_S = lambda_A.mean(1, keepdim=True), lambda_S.mean(1, keepdim=True)
+    pi = torch.where((mean_A > 0) & (mean_S > 0), mean_A / mean_S, 1.0).sqrt()
+    inputs = lambda_A + pi * math.sqrt(damping)
+    outputs = lambda_S + math.sqrt(damping) / pi
+    if not ((inputs > 0).all() and (outputs > 0).all()):
+        raise InputError(
+            f"the factors of layer {block.layer.name!r} have eigenvalues of 0, so they have no inverse; give "
+            "damping > 0"
+        )
+    return inputs, outputs
+
+
+def damped_factors(curvature: Curvature, damping: float) -> Curvature:
+    """Return H_d = B (x) C of every layer as a curvature of kind ``kfac``; see :mod:`unlearn.curvature.damped_factors`.
+
+    The damping is inside, so its ``solve`` takes 0: it is the operator that :func:`unlearn.detect.gif_scores` uses.
+
+    Args:
+        curvature: of kind ``kfac`` or ``ekfac`` (whose own eigenvalues are not used).
+        damping: d, with the weight decay added to it.
+
+    Raises:
+        InputError: the damping is negative or not finite, a layer has no Kronecker factors, or an eigenvalue stays 0.
+
+    >>> from torch import nn
+    >>> from unlearn.curvature.fit import fit_curvature
+    >>> model = nn.Linear(2, 2, bias=False)
+    >>> H = damped_factors(fit_curvature(model, (torch.eye(2), torch.tensor([0, 1]))), damping=0.1)
+    >>> v = {"weight": torch.ones(2, 2)}
+    >>> torch.allclose(H.matvec(H.solve(v, damping=0.0))["weight"], v["weight"], atol=1e-5)
+    True
+    """
+    check_damping(damping)
+    blocks = {}
+    for name, block in curvature.blocks.items():
+        dtype = block.eigenvalues.dtype
+        C, B = damped_eigenvalues(block, damping)
+        blocks[name] = replace(
+            block,
+            eigenvalues=(B[:, :, None] * C[:, None]).to(dtype),
+            input_eigenvalues=C.to(dtype),
+            output_eigenvalues=B.to(dtype),
+        )
+    return replace(curvature, blocks=blocks, options={**curvature.options, "kind": "kfac", "factor_damping": damping})
