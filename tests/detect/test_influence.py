@@ -8,7 +8,7 @@ from unlearn.curvature import Basis, Block, Curvature, dot, find_layers, fit_cur
 from unlearn.data import Rows
 from unlearn.detect import influence, self_influence
 from unlearn.errors import InputError, StaleCurvatureError
-from unlearn.tasks import get_task
+from unlearn.tasks import Classification, get_task
 from unlearn.training import train_to_optimum
 
 
@@ -24,6 +24,34 @@ def test_equals_a_dense_product(case, kind):
     assert matrix.shape == (5, 11)
     assert matrix.dtype == torch.float64
     torch.testing.assert_close(matrix, dense, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("relative", ["gradient", "parameters", "loss"])
+@pytest.mark.parametrize("case", ["mlp", "cnn", "grouped"])
+def test_relative_influence_by_hand(case, relative):
+    # rejects norms of the query in place of the row's, squared norms, and norms of one layer at a time
+    model, rows, queries = model_of(case), rows_of(), rows_of(5, seed=2)
+    curvature = fit_curvature(model, rows)
+    options = {"curvature": curvature, "damping": 0.03, "weight_decay": 0.02, "batch_size": 4, "query_batch": 2}
+    matrix = influence(model, rows, queries, relative=relative, **options)
+    plain = influence(model, rows, queries, **options)
+    for z, g in enumerate(gradients(model, rows)):
+        x = curvature.solve(g, damping=0.05)
+        by = {"gradient": dot(g, g) ** 0.5, "parameters": dot(x, x) ** 0.5, "loss": dot(g, x) ** 0.5}[relative]
+        for q, query in enumerate(gradients(model, queries)):
+            both = by * dot(query, query) ** 0.5 if relative == "gradient" else by
+            assert float(matrix[q, z]) == pytest.approx(float(plain[q, z]) / both, rel=1e-9, abs=1e-12)
+
+
+def test_a_row_without_gradient_has_no_relative_influence():
+    # a regression row that is met exactly: 0 / 0 is no influence
+    model = nn.Linear(2, 1, bias=False).double()
+    x = torch.eye(2, dtype=torch.float64)
+    data = (x, torch.cat([model(x[:1]).detach(), torch.ones(1, 1, dtype=torch.float64)]))
+    for relative in ("gradient", "parameters", "loss"):
+        matrix = influence(model, data, data, relative=relative, task="regression", damping=0.1)
+        assert matrix[:, 0].tolist() == [0.0, 0.0]
+        assert matrix[1, 1] < 0
 
 
 @pytest.mark.parametrize("case", ["mlp", "cnn", "grouped"])
@@ -160,6 +188,13 @@ def test_least_squares_leave_one_out_is_exact(outputs):
         torch.testing.assert_close(first_order + 0.5 * (q[0] @ change).square().sum(1), exact, rtol=1e-9, atol=1e-12)
 
 
+class NoLoss(Classification):
+    """A task whose loss is not finite."""
+
+    def output_gradient(self, outputs, labels):
+        return super().output_gradient(outputs, labels) * float("nan")
+
+
 def test_refusals():
     model, rows = model_of("mlp"), rows_of()
     curvature = fit_curvature(model, rows)
@@ -167,6 +202,13 @@ def test_refusals():
         influence(model_of("mlp", seed=9), rows, rows, curvature=curvature)
     with pytest.raises(InputError, match="query_batch is 0"):
         influence(model, rows, rows, query_batch=0)
+    with pytest.raises(InputError, match="unknown relative 'theta'; known: gradient, loss, parameters"):
+        influence(model, rows, rows, relative="theta")
+    inputs, labels = rows.batch(torch.arange(11))
+    with pytest.raises(InputError, match=r"labels are torch\.float64; classification needs integers"):
+        influence(model, rows, (inputs, labels.double()), curvature=curvature)
+    with pytest.raises(InputError, match="influence of row '1-0' on query '1-0' is nan; check their inputs"):
+        influence(model, rows, rows, curvature=curvature, task=NoLoss())
     more = Rows.from_tensors(rows.batch(torch.arange(11))[0], rows.labels + 1)
     with pytest.raises(InputError, match="label 3 is outside the model's 3 classes"):
         influence(model, rows, more, curvature=curvature)
