@@ -103,6 +103,25 @@ def test_a_layer_is_known_by_what_is_done_with_its_weight() -> None:
     torch.testing.assert_close(torch.einsum("gbto,gbti->oi", d, a)[:, :-1], expected["weight"], rtol=1e-5, atol=1e-6)
 
 
+class Backwards(nn.Module):
+    """Layers in another order than their calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(4, CLASSES), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).tanh())
+
+
+def test_layers_know_the_order_of_their_calls() -> None:
+    _, rows = build("linear", torch.float32)
+    assert {layer.name: layer.last_call for layer in find_layers(Backwards(), rows).layers} == {"head": 1, "body": 0}
+    model, rows = build("twice")
+    places = {layer.name: layer.last_call for layer in find_layers(model, rows).layers}
+    assert places == {"body": 1, "first.weight": 3, "first.bias": 2, "second": 3, "head": 4}
+
+
 class Winding(nn.Module):
     """Takes another way for other data than the first row."""
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from unlearn.curvature.calls import Call, CallRecorder
 from unlearn.curvature.vectors import Vector
 from unlearn.data import Rows, as_rows
-from unlearn.errors import InputError, some
+from unlearn.errors import InputError, UnsupportedLayerError, some
 from unlearn.inputs import call_model, map_tensors
 from unlearn.modes import evaluation
 
@@ -150,6 +150,26 @@ def find_layers(model: nn.Module, data: Any, skip: str | Iterable[str] = ()) -> 
     return Coverage(layers, {name: uncovered[name] for name in in_order if name in uncovered})
 
 
+def last_called(layers: Iterable[Layer]) -> Layer:
+    """Return the matrix layer that is called last in a forward pass.
+
+    Raises:
+        UnsupportedLayerError: no layer is a matrix product.
+
+    >>> data = torch.zeros(1, 3), torch.tensor([0])
+    >>> last_called(find_layers(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), data).layers).name
+    '1'
+    """
+    layers = list(layers)
+    last = max((layer for layer in layers if layer.is_matrix), key=lambda layer: layer.last_call, default=None)
+    if last is None:
+        raise UnsupportedLayerError(
+            f"none of the layers {sorted(layer.name for layer in layers)} is a matrix product; skip less, or use "
+            "a method that needs no last layer"
+        )
+    return last
+
+
 def patterns_of(skip: str | Iterable[str]) -> list[str]:
     """Return skip patterns as a list; a string is one pattern."""
     return [skip] if isinstance(skip, str) else list(skip)
@@ -224,9 +244,8 @@ def _layers(used: Mapping[str, nn.Parameter], recorder: CallRecorder, more: Call
             if bias is not None and bias in used and alike and bias not in recorder.others | more.others:
                 group.append(bias)
         done.update(group)
-        layers.append(
-            _layer(kind, {part: used[part] for part in group}, not is_weight or len(group) > 1, calls, batch_dims)
-        )
+        parameters, biased = {part: used[part] for part in group}, not is_weight or len(group) > 1
+        layers.append(replace(_layer(kind, parameters, biased, calls, batch_dims), last_call=numbers[name][-1]))
     return _named(layers + _columns({name: used[name] for name in used if name not in done}))
 
 

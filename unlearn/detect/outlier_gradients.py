@@ -16,10 +16,11 @@ from sklearn.random_projection import SparseRandomProjection
 from torch import Tensor, nn
 
 from unlearn.curvature import Basis, Layer, find_layers, layer_gradients
+from unlearn.curvature.layers import last_called
 from unlearn.data import DEFAULT_BATCH, Rows, as_rows, draws
 from unlearn.detect.gradient_norms import absolute_sums, squared_norms
 from unlearn.detect.scores import Scores
-from unlearn.errors import InputError, UnsupportedLayerError, did_you_mean
+from unlearn.errors import InputError, did_you_mean
 from unlearn.tasks import Task, get_task
 
 OutlierDetector = Literal["isolation-forest", "l1", "l2"]
@@ -87,7 +88,7 @@ def outlier_gradients(
         if value < 1:
             raise InputError(f"{name} is {value}; give at least 1")
     rows, the_task = as_rows(data), get_task(task)
-    layer = _last_layer(find_layers(model, rows, skip).layers)
+    layer = last_called(find_layers(model, rows, skip).layers)
     g, o, i = layer.shape
     options: dict[str, object] = {"detector": detector, "layer": layer.name, "features": g * o * i}
     if detector == "isolation-forest":
@@ -108,17 +109,6 @@ def outlier_gradients(
         values = found.numpy()
         options["cost_epochs"] = _FORWARD
     return Scores(rows.ids, values, f"outlier-gradients-{detector}", options)
-
-
-def _last_layer(layers: list[Layer]) -> Layer:
-    """Return the matrix layer that is called last in a forward pass."""
-    last = max((layer for layer in layers if layer.is_matrix), key=lambda layer: layer.last_call, default=None)
-    if last is None:
-        raise UnsupportedLayerError(
-            f"none of the layers {sorted(layer.name for layer in layers)} is a matrix product; skip less, or use "
-            "another score"
-        )
-    return last
 
 
 class _Forest:
