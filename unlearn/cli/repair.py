@@ -28,6 +28,12 @@ def _options(command: Any) -> Any:
         click.option("--allow-empty-class", is_flag=True, help="Let all rows of a class go."),
         click.option("--damping", type=float, help="Damping; from the training record if not given."),
         click.option("--budget", type=float, help="Training epochs to replay; the recipe's if not given."),
+        click.option(
+            "--layers",
+            multiple=True,
+            metavar="PATTERN",
+            help="Edit only these layers, as '5' or 'head*'; may be given again. Needs a budget of 0.",
+        ),
     ):
         command = option(command)
     return command
@@ -93,6 +99,7 @@ def _repair(
     *,
     budget: float | None,
     damping: float | None,
+    layers: tuple[str, ...],
     allow_empty_class: bool,
     replace: bool,
     device: str | None,
@@ -113,6 +120,7 @@ def _repair(
         record=record,
         budget=run.recipe.repair.budget if budget is None else budget,
         damping="horizon" if damping is None else damping,
+        layers=layers or run.recipe.repair.layers,
         allow_empty_class=allow_empty_class,
     )
     write_edit(run, edit)

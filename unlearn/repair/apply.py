@@ -14,10 +14,11 @@ from unlearn.curvature import Curvature, fit_curvature, loss_gradient
 from unlearn.curvature.layers import patterns_of
 from unlearn.curvature.vectors import add_scaled, norm
 from unlearn.data import Rows, as_rows
-from unlearn.errors import InputError
+from unlearn.errors import InputError, some
 from unlearn.modes import copy_modes
 from unlearn.predict import predict
 from unlearn.repair.changes import Changes, removal
+from unlearn.repair.chosen_layers import chosen_parameters, patterns_of_others, restricted
 from unlearn.repair.damping import damping_of, weight_decay_of
 from unlearn.repair.edit import Cost, Edit
 from unlearn.repair.newton import Step, load_weights, newton_steps
@@ -86,6 +87,7 @@ def apply_changes(
     steps: int | str = "auto",
     task: str | Task = "classification",
     skip: Iterable[str] = (),
+    layers: str | Iterable[str] | None = None,
     allow_empty_class: bool = False,
 ) -> Edit:
     """Edit a model as if the changes had been made before its training.
@@ -109,6 +111,10 @@ def apply_changes(
         steps: Newton steps, or ``auto``: 1, or as many as it takes at an optimum with damping 0.
         task: name of the task or a task.
         skip: patterns of layers to leave as they are (edits of the final weights only).
+        layers: patterns of the only layers that are edited; all if None (edits of the final weights only). The steps
+            minimise E in their weights and leave all others bit for bit, where the changed rows keep their share.
+            After the idea of Grad-ReLU (LayerMatch, arXiv 2406.14207, abstract): it keeps the harmful gradients of
+            pseudo-labels out of the classification layer in training, this takes them out of a layer afterwards.
         allow_empty_class: whether all rows of a class may go.
 
     Returns:
@@ -132,11 +138,17 @@ def apply_changes(
     skip = patterns_of(skip)
     if start is not None and skip:
         raise InputError("skip= leaves layers as they are, but a replay moves all of them; pass budget=0 with it")
+    layers = None if layers is None else patterns_of(layers)
+    if start is not None and layers is not None:
+        raise InputError("layers= edits some layers only, but a replay moves all of them; pass budget=0 with it")
+    names = None if layers is None else chosen_parameters(model, layers)
     if start is None and skip and curvature is not None and curvature.options["skip"] != skip:
         raise InputError(
             f"the curvature given was fitted with skip={curvature.options['skip']}; fit it with skip={skip}"
         )
     notes = _rewind_notes(record, start, budget, curvature)
+    if layers is not None:
+        notes.append(f"only layers {some(map(repr, layers))} were edited; all other weights are as they were")
     place, snapshot = model, None
     if record is not None and start is not None:
         check_final_weights(record, model)
@@ -149,9 +161,12 @@ def apply_changes(
     factor_rows = 0
     if curvature is None:
         chosen = edited.sample(_sample_size(len(edited), FACTOR_SHARE), 0, "factor-rows")
-        curvature, factor_rows = fit_curvature(place, chosen, task=the_task, skip=skip), len(chosen)
+        left_out = skip if names is None else [*skip, *patterns_of_others(place, names)]
+        curvature, factor_rows = fit_curvature(place, chosen, task=the_task, skip=left_out), len(chosen)
     else:
         curvature.check(place)
+        if names is not None:
+            curvature = restricted(curvature, names)
     objective = EditedObjective(
         place,
         rows,
@@ -181,6 +196,7 @@ def apply_changes(
         after=_measure(moved, rows, changes, the_task),
         budget=budget,
         start_step=start,
+        layers=None if layers is None else tuple(layers),
         notes=tuple(notes),
     )
 

@@ -57,6 +57,7 @@ class Edit:
         after: the same in the edited model.
         budget: training epochs that might be replayed.
         start_step: the training step whose snapshot was edited; None for the final weights.
+        layers: patterns of the only layers that were edited; None for all.
         notes: what a reader should know, such as a step that was not accepted.
     """
 
@@ -72,6 +73,7 @@ class Edit:
     after: dict[str, float]
     budget: float = 0.0
     start_step: int | None = None
+    layers: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -88,6 +90,7 @@ class Edit:
             "relabelled": len(self.changes.relabelled),
             "budget": self.budget,
             "start_step": self.start_step,
+            "layers": None if self.layers is None else list(self.layers),
             "steps": [step.to_dict() for step in self.steps],
             "cost": self.cost.to_dict(),
             "before": self.before,

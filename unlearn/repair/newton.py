@@ -173,8 +173,8 @@ def _parabola_minimum(slope: float, length: float, change: float) -> float:
 def _mean(objective: EditedObjective) -> float:
     if not isinstance(objective.damping, dict):
         return objective.damping
-    total = sum(float(part.sum()) for part in objective.damping.values())
-    return total / sum(part.numel() for part in objective.damping.values())
+    metric = [part for name, part in objective.damping.items() if name in objective.names]
+    return sum(float(part.sum()) for part in metric) / sum(part.numel() for part in metric)
 
 
 def _with_weights(model: nn.Module, weights: Vector) -> nn.Module:
