@@ -24,10 +24,10 @@ def detect(run_folder: str, method: str | None, top: int, device: str | None, as
              unlearn detect runs/digits --method self-influence
     """
     from unlearn.errors import InputError, did_you_mean
-    from unlearn.pipeline import SCORE_COSTS, Run, run_stages, suggestions_of, write_scores
+    from unlearn.pipeline import DETECTORS, Run, run_stages, suggestions_of, write_scores
 
-    if method is not None and method not in SCORE_COSTS:
-        raise InputError(f"unknown method {method!r}; {did_you_mean(method, SCORE_COSTS)}")
+    if method is not None and method not in DETECTORS:
+        raise InputError(f"unknown method {method!r}; {did_you_mean(method, DETECTORS)}")
     run = Run.open(run_folder, device=device)
     run_stages(run, until="train")
     wanted = method or run.recipe.detect.method
