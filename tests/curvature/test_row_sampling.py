@@ -198,5 +198,5 @@ def test_refuses_outputs_that_are_not_finite(method):
 
 
 def test_refuses_features_of_a_model_without_a_matrix():
-    with pytest.raises(UnsupportedLayerError, match=r"no trained Linear, .* use method 'random'"):
+    with pytest.raises(UnsupportedLayerError, match=r"none of the layers .* is a matrix product"):
         curvature_rows(nn.LayerNorm(3), (torch.eye(3), torch.arange(3)), 2, method="features")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class Basis:
 
         The square of a rotated gradient is their outer product, so no (b, o, i) tensor is needed, and columns add up.
         """
-        a2 = _times_squared(a.squeeze(2), self.inputs)
+        a2 = self._rotated_inputs(a.squeeze(2)).square()
         d2 = _times_squared(columns[0].squeeze(2), self.outputs)
         for d in columns[1:]:
             d2 += _times_squared(d.squeeze(2), self.outputs)
@@ -66,15 +67,35 @@ class Basis:
             samples = slice(start, start + step)
             x, y = a[:, samples], d[:, samples]
             if early_inputs:
-                x = _times(x, self.inputs)
+                x = self._rotated_inputs(x)
             if early_outputs:
                 y = _times(y, self.outputs)
             block = y.mT @ x
             if not early_inputs:
-                block = _times(block, self.inputs)
+                block = self._rotated_inputs(block)
             if not early_outputs:
                 block = _times(block.mT, self.outputs).mT
             yield block
+
+    @cached_property
+    def _units(self) -> Tensor | None:
+        """Which inputs the leading vectors are, where these are unit vectors in all groups, shape (g, k).
+
+        Dead inputs (a border pixel, a unit that never fires) are, and are common; a product with them is a copy.
+        """
+        if self.inputs is None:
+            return None
+        alone = ((self.inputs != 0).sum(1) == 1) & (self.inputs.sum(1) == 1)
+        leading = int(alone.all(0).long().cumprod(0).sum())
+        return self.inputs[:, :, :leading].abs().argmax(1) if 0 < leading < self.inputs.shape[2] else None
+
+    def _rotated_inputs(self, x: Tensor) -> Tensor:
+        """Rows of ``x`` (g, ..., i) times U_A."""
+        if self.inputs is None or self._units is None:
+            return _times(x, self.inputs)
+        flat, units = x.flatten(1, -2), self._units
+        copied = flat.gather(2, units[:, None].expand(-1, flat.shape[1], -1))
+        return torch.cat([copied, flat @ self.inputs[:, :, units.shape[1] :]], 2).reshape(x.shape)
 
 
 def _times(x: Tensor, basis: Tensor | None) -> Tensor:

@@ -8,7 +8,6 @@ Axes: g group, b sample, t position, i inputs, o outputs, c Fisher column.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 
 from unlearn.curvature.layers import Layer
 from unlearn.curvature.taps import TAP_BATCH, Taps, rows_at_once
-from unlearn.data import Rows
-from unlearn.progress import track
+from unlearn.data import Rows, within_memory
+from unlearn.inputs import Inputs
 from unlearn.tasks import Task
 
 FisherKind = Literal["sampled", "exact"]
@@ -83,24 +82,24 @@ class FisherStream:
             yield LayerBatch(layer, a, [d[:, samples].to(dtype) for d in columns])
 
     def _run(self) -> Iterator[_Batch]:
-        device = next(self.model.parameters()).device
-        size = rows_at_once(self.layers, self.batch_size)
-        kept: list[_Batch] = []
-        room = self.keep_bytes
-        for positions, inputs, labels in track(self.rows.batches(size, device), "fitting curvature", self._count(size)):
+        def work(positions: Tensor, inputs: Inputs, labels: Tensor) -> _Batch:
             taps = Taps(self.model, self.layers)
             outputs = taps.run(inputs)
             self.task.check(outputs.detach(), labels)
             roots = [without_noise(v) for v in self._columns(outputs.detach(), labels, positions)]
             gradients = [taps.gradients(outputs, v, again=k + 1 < len(roots)) for k, v in enumerate(roots)]
-            del outputs
-            batch = taps.without_graph(), gradients
+            return taps.without_graph(), gradients
+
+        device, size = next(self.model.parameters()).device, rows_at_once(self.layers, self.batch_size)
+        kept: list[_Batch] = []
+        room = self.keep_bytes
+        for taps, gradients in within_memory(self.rows, size, device, work, "fitting curvature"):
             room -= taps.nbytes + sum(d.nbytes for found in gradients for d in found.values())
             if room >= 0:
-                kept.append(batch)
+                kept.append((taps, gradients))
             else:
                 kept.clear()
-            yield batch
+            yield taps, gradients
         if room >= 0:
             self._kept.extend(kept)
 
@@ -108,9 +107,6 @@ class FisherStream:
         """Return the type that this layer's curvature is computed in."""
         weights = self.model.get_parameter(next(iter(layer.parameters))).dtype
         return self.dtype or torch.promote_types(weights, torch.float32)
-
-    def _count(self, size: int) -> int:
-        return math.ceil(len(self.rows) / size)
 
     def _columns(self, outputs: Tensor, labels: Tensor, positions: Tensor) -> Sequence[Tensor]:
         if self.kind == "exact":

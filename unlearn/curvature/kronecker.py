@@ -19,7 +19,7 @@ from unlearn.curvature.fisher import FisherStream
 from unlearn.errors import InputError
 
 _JITTER = (0.0, 1e-12, 1e-9, 1e-6)
-_PANEL = 192
+_PANEL = 128
 
 
 def kronecker_factors(stream: FisherStream) -> dict[str, tuple[Tensor, Tensor]]:
