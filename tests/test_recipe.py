@@ -56,3 +56,29 @@ def test_seeds_are_apart() -> None:
     assert {"split_seed"} <= set(type(recipe.data).model_fields)
     assert {"noise_seed"} <= set(type(recipe.data.noise).model_fields)
     assert {"train_seed"} <= set(type(recipe.train).model_fields)
+
+
+BAD_CORRUPTIONS = {
+    'kind = "gaussian", rate = 0.1, sed = 1': "'data.corruption.sed'; did you mean 'seed'",
+    'kind = "blur", rate = 0.1': "'data.corruption.kind' is 'blur'",
+    'kind = "outliers", rate = 1.5': "'data.corruption.rate' is 1.5",
+    'kind = "outliers"': "'data.corruption.rate' is missing",
+    'kind = "outliers", rate = 0.1, near = "shift"': "kind 'outliers' takes no 'near'; its option is 'other'",
+    'kind = "duplicates", rate = 0.1, strength = 0.1': "kind 'duplicates' takes no 'strength'; its option is 'near'",
+    'kind = "occlusion", rate = 0.1, other = "digits"': "kind 'occlusion' takes no 'other'; its option is 'strength'",
+}
+
+
+@pytest.mark.parametrize("text", BAD_CORRUPTIONS)
+def test_a_bad_corruption_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(RecipeError, match=BAD_CORRUPTIONS[text]) as caught:
+        parse_recipe('name = "x"\n' + GOOD.replace("[model]", f"corruption = {{ {text} }}\n[model]"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_corruption_has_its_own_seed_and_options() -> None:
+    text = 'corruption = { kind = "duplicates", rate = 0.1, seed = 7, near = "shift" }\n[model]'
+    section = parse_recipe('name = "x"\n' + GOOD.replace("[model]", text)).data.corruption
+    assert section is not None
+    assert (section.kind, section.rate, section.seed, section.near) == ("duplicates", 0.1, 7, "shift")
+    assert parse_recipe('name = "x"\n' + GOOD).data.corruption is None

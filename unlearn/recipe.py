@@ -41,12 +41,32 @@ class NoiseSection(_Section):
         return self
 
 
+class CorruptionSection(_Section):
+    """What is done to the training rows after label noise; see :mod:`unlearn.data.corruptions`."""
+
+    kind: Literal["gaussian", "occlusion", "permutation", "duplicates", "outliers"]
+    rate: float = Field(ge=0, le=1)
+    seed: int = 0
+    strength: float | None = None
+    near: Literal["gaussian", "shift"] | None = None
+    other: str | None = None
+
+    @model_validator(mode="after")
+    def _options_of_the_kind(self) -> CorruptionSection:
+        owner = {"duplicates": "near", "outliers": "other"}.get(self.kind, "strength")
+        for option in ("strength", "near", "other"):
+            if option != owner and getattr(self, option) is not None:
+                raise ValueError(f"kind {self.kind!r} takes no {option!r}; its option is {owner!r}")
+        return self
+
+
 class DataSection(_Section):
     """Which rows."""
 
     source: str
     split_seed: int = 0
     noise: NoiseSection | None = None
+    corruption: CorruptionSection | None = None
 
 
 class ModelSection(_Section):
@@ -74,11 +94,24 @@ class TrainSection(_Section):
     snapshot_epochs: Literal["every"] | list[int] = "every"
 
 
+DetectorName = Literal[
+    "margin-trajectory",
+    "loss",
+    "self-influence",
+    "gif",
+    "outlier-gradients",
+    "outlier-gradients-l1",
+    "outlier-gradients-l2",
+    "tracin",
+    "out-of-sample",
+]
+
+
 class DetectSection(_Section):
     """Which score decides, which are computed beside it, and how many rows are acted on."""
 
-    method: Literal["margin-trajectory", "self-influence", "gif", "loss"] = "margin-trajectory"
-    beside: list[Literal["margin-trajectory", "self-influence", "gif", "loss"]] = ["self-influence", "gif", "loss"]
+    method: DetectorName = "margin-trajectory"
+    beside: list[DetectorName] = ["self-influence", "gif", "loss"]
     count: int | None = Field(default=None, ge=0)
 
 
@@ -88,6 +121,13 @@ class RepairSection(_Section):
     action: Literal["remove", "relabel"] = "relabel"
     budget: float = Field(default=3.0, ge=0)
     damping: Literal["horizon"] | Annotated[float, Field(ge=0)] = "horizon"
+    layers: list[str] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _layers_without_replay(self) -> RepairSection:
+        if self.layers is not None and self.budget > 0:
+            raise ValueError("layers edits some layers only, but a replay moves all of them; state budget = 0 with it")
+        return self
 
 
 class VerifySection(_Section):
@@ -148,7 +188,7 @@ def _first(error: ValidationError, table: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         section: Any = Recipe
         for part in problem["loc"][:-1]:
-            section = {**_SECTIONS, "noise": NoiseSection}[str(part)]
+            section = {**_SECTIONS, "noise": NoiseSection, "corruption": CorruptionSection}[str(part)]
         return f"unknown key {place!r}; {did_you_mean(str(problem['loc'][-1]), _keys(section))}{more}"
     if problem["type"] == "missing":
         return f"{place!r} is missing{more}"

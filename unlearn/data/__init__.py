@@ -1,8 +1,22 @@
-"""Rows with stable ids, data sets by name, views and seeded label noise."""
+"""Rows with stable ids, data sets by name, views, seeded label noise and corruptions."""
 
 from unlearn.data.as_rows import as_rows
+from unlearn.data.corruptions import Corrupted, add_duplicates, add_outliers, corrupt_inputs
 from unlearn.data.noise import pair_noise, symmetric_noise
 from unlearn.data.rows import DEFAULT_BATCH, Rows
 from unlearn.data.sources import load_data
+from unlearn.data.within_memory import within_memory
 
-__all__ = ["DEFAULT_BATCH", "Rows", "as_rows", "load_data", "pair_noise", "symmetric_noise"]
+__all__ = [
+    "DEFAULT_BATCH",
+    "Corrupted",
+    "Rows",
+    "add_duplicates",
+    "add_outliers",
+    "as_rows",
+    "corrupt_inputs",
+    "load_data",
+    "pair_noise",
+    "symmetric_noise",
+    "within_memory",
+]

@@ -15,13 +15,22 @@ from unlearn.atomic import make_folder, read_json, write_atomically
 from unlearn.checkpoint import read_metadata
 from unlearn.curvature import Curvature, fit_curvature, load_curvature
 from unlearn.curvature.layers import find_layers
-from unlearn.data import Rows, load_data, pair_noise, symmetric_noise
+from unlearn.data import (
+    Corrupted,
+    Rows,
+    add_duplicates,
+    add_outliers,
+    corrupt_inputs,
+    load_data,
+    pair_noise,
+    symmetric_noise,
+)
 from unlearn.errors import FolderError, InputError
 from unlearn.inputs import shapes_of
 from unlearn.models import build_model
 from unlearn.predict import predict
 from unlearn.recipe import Recipe, parse_recipe
-from unlearn.repair import Changes, Cost, Edit, Step
+from unlearn.repair import Changes, Cost, Edit, Step, chosen_parameters
 from unlearn.tasks import get_task
 from unlearn.training import TRAJECTORY_FILE, TrainingRecord, TrainSettings, Trajectory, load_checkpoint
 
@@ -100,9 +109,30 @@ class Run:
             ) from error
         get_task("classification").check(outputs, rows.labels)
         find_layers(model, rows)
+        if self.recipe.repair.layers:
+            chosen_parameters(model, self.recipe.repair.layers)
 
     @cached_property
     def data(self) -> Rows:
+        """Training rows with the recipe's label noise and corruption."""
+        return self._labelled if self.corrupted is None else self.corrupted.rows
+
+    @cached_property
+    def corrupted(self) -> Corrupted | None:
+        """The training rows and which of them the recipe corrupts; None where it corrupts none."""
+        section = self.recipe.data
+        done = section.corruption
+        if done is None:
+            return None
+        if done.kind == "duplicates":
+            return add_duplicates(self._labelled, done.rate, done.seed, near=done.near)
+        if done.kind == "outliers":
+            other = None if done.other is None else load_data(done.other, "train", split_seed=section.split_seed)
+            return add_outliers(self._labelled, done.rate, done.seed, other=other)
+        return corrupt_inputs(self._labelled, done.rate, done.seed, kind=done.kind, strength=done.strength)
+
+    @cached_property
+    def _labelled(self) -> Rows:
         """Training rows with the recipe's label noise."""
         section = self.recipe.data
         rows = load_data(section.source, "train", split_seed=section.split_seed)
@@ -177,6 +207,7 @@ class Run:
             budget=facts["budget"],
             start_step=facts["start_step"],
             notes=tuple(facts["notes"]),
+            layers=None if facts.get("layers") is None else tuple(facts["layers"]),
         )
 
     def check_decisions(self) -> dict[str, Any]:
