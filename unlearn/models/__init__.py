@@ -1,7 +1,8 @@
 """Architectures by name, and users' own by ``module:function``."""
 
 from unlearn.models.cnn import cnn
+from unlearn.models.denoiser import Denoiser, denoiser, mixed, noised_rows, sample_images
 from unlearn.models.mlp import mlp
 from unlearn.models.registry import build_model
 
-__all__ = ["build_model", "cnn", "mlp"]
+__all__ = ["Denoiser", "build_model", "cnn", "denoiser", "mixed", "mlp", "noised_rows", "sample_images"]
