@@ -13,25 +13,39 @@ if TYPE_CHECKING:
     from unlearn.checkpoint import save_checkpoint as save_checkpoint
     from unlearn.curvature import Curvature as Curvature
     from unlearn.curvature import conjugate_gradient as conjugate_gradient
+    from unlearn.curvature import curvature_rows as curvature_rows
     from unlearn.curvature import fit_curvature as fit_curvature
     from unlearn.curvature import gauss_newton as gauss_newton
     from unlearn.curvature import load_curvature as load_curvature
     from unlearn.data import Rows as Rows
+    from unlearn.data import add_duplicates as add_duplicates
+    from unlearn.data import add_outliers as add_outliers
     from unlearn.data import as_rows as as_rows
+    from unlearn.data import corrupt_inputs as corrupt_inputs
     from unlearn.data import load_data as load_data
     from unlearn.data import pair_noise as pair_noise
     from unlearn.data import symmetric_noise as symmetric_noise
     from unlearn.detect import Scores as Scores
+    from unlearn.detect import datamodel_retrains as datamodel_retrains
+    from unlearn.detect import duplicate_scores as duplicate_scores
     from unlearn.detect import estimate_cutoff as estimate_cutoff
+    from unlearn.detect import explain as explain
     from unlearn.detect import found_curve as found_curve
+    from unlearn.detect import gif_exact as gif_exact
     from unlearn.detect import gif_scores as gif_scores
+    from unlearn.detect import gradient_sketches as gradient_sketches
+    from unlearn.detect import harm as harm
     from unlearn.detect import influence as influence
+    from unlearn.detect import layer_harm as layer_harm
+    from unlearn.detect import layer_self_influence as layer_self_influence
+    from unlearn.detect import linear_datamodeling_score as linear_datamodeling_score
     from unlearn.detect import margin_trajectory as margin_trajectory
     from unlearn.detect import out_of_sample as out_of_sample
     from unlearn.detect import out_of_sample_logits as out_of_sample_logits
     from unlearn.detect import outlier_gradients as outlier_gradients
     from unlearn.detect import self_influence as self_influence
     from unlearn.detect import suggest_labels as suggest_labels
+    from unlearn.detect import top_influence as top_influence
     from unlearn.detect import tracin as tracin
     from unlearn.models import build_model as build_model
     from unlearn.repair import Changes as Changes
@@ -39,6 +53,7 @@ if TYPE_CHECKING:
     from unlearn.repair import apply_changes as apply_changes
     from unlearn.repair import relabel as relabel
     from unlearn.repair import remove as remove
+    from unlearn.tasks import OwnLoss as OwnLoss
     from unlearn.training import Recorder as Recorder
     from unlearn.training import TrainingRecord as TrainingRecord
     from unlearn.training import TrainSettings as TrainSettings
@@ -51,24 +66,57 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "unlearn.checkpoint": ("save_checkpoint",),
-    "unlearn.curvature": ("Curvature", "conjugate_gradient", "fit_curvature", "gauss_newton", "load_curvature"),
-    "unlearn.data": ("Rows", "as_rows", "load_data", "pair_noise", "symmetric_noise"),
+    "unlearn.curvature": (
+        "Curvature",
+        "conjugate_gradient",
+        "curvature_rows",
+        "fit_curvature",
+        "gauss_newton",
+        "load_curvature",
+    ),
+    "unlearn.data": (
+        "Rows",
+        "add_duplicates",
+        "add_outliers",
+        "as_rows",
+        "corrupt_inputs",
+        "load_data",
+        "pair_noise",
+        "symmetric_noise",
+    ),
     "unlearn.detect": (
         "Scores",
+        "datamodel_retrains",
+        "duplicate_scores",
         "estimate_cutoff",
+        "explain",
         "found_curve",
+        "gif_exact",
         "gif_scores",
+        "gradient_sketches",
+        "harm",
         "influence",
+        "layer_harm",
+        "layer_self_influence",
+        "linear_datamodeling_score",
         "margin_trajectory",
         "out_of_sample",
         "out_of_sample_logits",
         "outlier_gradients",
         "self_influence",
         "suggest_labels",
+        "top_influence",
         "tracin",
     ),
     "unlearn.models": ("build_model",),
-    "unlearn.repair": ("Changes", "Edit", "apply_changes", "relabel", "remove"),
+    "unlearn.repair": (
+        "Changes",
+        "Edit",
+        "apply_changes",
+        "relabel",
+        "remove",
+    ),
+    "unlearn.tasks": ("OwnLoss",),
     "unlearn.training": (
         "Recorder",
         "TrainSettings",
@@ -78,7 +126,10 @@ _ROOMS = {
         "train",
         "train_to_optimum",
     ),
-    "unlearn.verification": ("Verdict", "verify"),
+    "unlearn.verification": (
+        "Verdict",
+        "verify",
+    ),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = sorted(_HOME)

@@ -6,8 +6,10 @@ import sys
 
 import click
 
+from unlearn.cli.benchmark import benchmark
 from unlearn.cli.checkpoint import checkpoint
 from unlearn.cli.detect import detect
+from unlearn.cli.explain import explain
 from unlearn.cli.recipe import recipe
 from unlearn.cli.repair import repair
 from unlearn.cli.train import train
@@ -34,7 +36,7 @@ def cli() -> None:
     """
 
 
-for command in (recipe, train, detect, repair, verify, checkpoint):
+for command in (recipe, train, detect, explain, repair, verify, checkpoint, benchmark):
     cli.add_command(command)
 
 

@@ -1,6 +1,7 @@
 """Recipe to stages, in one run folder."""
 
+from unlearn.pipeline.detectors import DETECTORS
 from unlearn.pipeline.run import Run
-from unlearn.pipeline.stages import SCORE_COSTS, run_stages, suggestions_of, verify_stage, write_edit, write_scores
+from unlearn.pipeline.stages import run_stages, suggestions_of, verify_stage, write_edit, write_scores
 
-__all__ = ["SCORE_COSTS", "Run", "run_stages", "suggestions_of", "verify_stage", "write_edit", "write_scores"]
+__all__ = ["DETECTORS", "Run", "run_stages", "suggestions_of", "verify_stage", "write_edit", "write_scores"]

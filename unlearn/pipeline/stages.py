@@ -17,8 +17,8 @@ from torch import nn
 from unlearn import detect
 from unlearn.atomic import read_json, write_atomically
 from unlearn.checkpoint import save_checkpoint
-from unlearn.errors import InputError
 from unlearn.inputs import named_tensors
+from unlearn.pipeline.detectors import DETECTORS
 from unlearn.pipeline.run import FORMAT, Run
 from unlearn.predict import predict
 from unlearn.repair import Changes, Edit, apply_changes, fine_tune, plain_replay
@@ -28,8 +28,6 @@ from unlearn.verification import Verdict, verify
 
 SHOWN = 48
 BINS = 60
-FIT_COST = 2.0
-SCORE_COSTS = {"margin-trajectory": 0.0, "loss": 1 / 3, "self-influence": FIT_COST + 1, "gif": FIT_COST + 1}
 
 
 def train_stage(run: Run) -> None:
@@ -54,23 +52,6 @@ def train_stage(run: Run) -> None:
     )
 
 
-def compute_scores(run: Run, method: str) -> detect.Scores:
-    """Return the scores of one method on the run's rows.
-
-    Raises:
-        InputError: the trajectory was not recorded.
-    """
-    model, record = run.original
-    if method == "margin-trajectory":
-        if run.trajectory is None:
-            raise InputError("the run has no trajectory.safetensors; choose another method or train with the recorder")
-        return detect.margin_trajectory(run.trajectory, run.data)
-    if method == "loss":
-        return detect.loss(model, run.data, task=record.task)
-    score = detect.self_influence if method == "self-influence" else detect.gif_scores
-    return score(model, run.data, curvature=run.curvature(), weight_decay=record.weight_decay, task=record.task)
-
-
 def suggestions_of(run: Run) -> dict[str, int]:
     """Return a suggested label for every row, from the trajectory, or the model where there is none."""
     logits = None if run.trajectory is not None else predict(run.original[0], run.data)
@@ -79,7 +60,7 @@ def suggestions_of(run: Run) -> dict[str, int]:
 
 def write_scores(run: Run, method: str, suggestions: dict[str, int]) -> detect.Scores:
     """Compute the scores of one method and write ``scores-<method>.csv``."""
-    scores = compute_scores(run, method)
+    scores = DETECTORS[method].score(run)
     given = dict(zip(run.data.ids, run.data.labels.tolist(), strict=True))
     columns = {"given": [given[row] for row in scores.ids], "suggested": [suggestions[row] for row in scores.ids]}
     scores.save(run.folder / f"scores-{method}.csv", columns)
@@ -95,7 +76,7 @@ def detect_stage(run: Run) -> None:
     for method in (*(name for name in section.beside if name != section.method), section.method):
         deciding = write_scores(run, method, suggestions)
         quality = detect.ranking_quality(deciding, run.data) if run.data.truth is not None else {}
-        table.append({"method": method, "cost_epochs": SCORE_COSTS[method], **quality})
+        table.append({"method": method, "cost_epochs": DETECTORS[method].cost(deciding), **quality})
     cutoff = detect.estimate_cutoff(deciding) if section.count is None else detect.count_cutoff(deciding, section.count)
     quality_of_decision = None if run.data.truth is None else detect.decision_quality(cutoff.ids, suggestions, run.data)
     counts, edges = np.histogram(deciding.values, bins=BINS)
@@ -139,7 +120,15 @@ def repair_stage(run: Run) -> None:
     changes = Changes.load(run.folder / "decisions.csv")
     model, record = run.original
     section = run.recipe.repair
-    edit = apply_changes(model, run.data, changes, record=record, budget=section.budget, damping=section.damping)
+    edit = apply_changes(
+        model,
+        run.data,
+        changes,
+        record=record,
+        budget=section.budget,
+        damping=section.damping,
+        layers=section.layers,
+    )
     write_edit(run, edit)
 
 
