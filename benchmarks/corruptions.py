@@ -8,11 +8,12 @@ among as many of the most suspicious. "duplicates" is the largest cosine similar
 enters the last layer; "far from all" is the same with the sign turned. Cost is counted in training epochs beyond the
 one training run (forward 1, backward 2 for each row; a training epoch is 3 n). The out-of-sample score is measured on
 digits-quick alone, for the time it takes. The last table of a recipe: precision and recall of the pairs (copy,
-original) that are more similar than a threshold.
+original) that are more similar than a threshold; "-" where no pair is.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,6 +131,10 @@ def _negated(scores: Scores) -> Scores:
     return Scores(scores.ids, -scores.values, f"not-{scores.method}", scores.options)
 
 
+def _or_dash(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3g}"
+
+
 def tables(recipe: str, corruption: str) -> tuple[RankingTable, list[str]]:
     """Return the table of one recipe and corruption, and for duplicates the lines on pairs."""
     pairs: dict[tuple[str, float], list[tuple[float, float]]] = {}
@@ -163,7 +168,7 @@ def tables(recipe: str, corruption: str) -> tuple[RankingTable, list[str]]:
                     pairs.setdefault((features, threshold), []).append(figures)
     table.title = f"{recipe}, {corruption}; share {share:.3f}"
     lines = [
-        f"| {corruption} | {features} | {threshold} | {mean(p for p, _ in figures):.3g} "
+        f"| {corruption} | {features} | {threshold} | {_or_dash(mean(p for p, _ in figures))} "
         f"| {mean(r for _, r in figures):.3g} |"
         for (features, threshold), figures in pairs.items()
     ]
