@@ -2,10 +2,10 @@
 
 Sections: ``planted`` (is a training row found from a changed copy of it), ``classes`` (do the rows nearest to a
 generated image show its digit), ``fidelity`` (sketches against whole gradients), ``removal`` (does the loss on a
-generated image rise when the rows nearest to it are left out of training). About 50 minutes of one core where others use the machine,
-most of it the retrainings of ``removal``. Width and epochs were chosen by the loss and by samples; levels and sizes were
-fixed before any table was seen. ``removal`` was cut to 4 queries and without noise by row, to save time, after
-``planted`` and before its own figures.
+generated image rise when the rows nearest to it are left out of training). About 50 minutes of one core where others
+use the machine, most of it the retrainings of ``removal``. Width and epochs were chosen by the loss and by samples;
+levels and sizes were fixed before any table was seen. ``removal`` was cut to 4 queries and without noise by row, to
+save time, after ``planted`` and before its own figures.
 """
 
 from __future__ import annotations
