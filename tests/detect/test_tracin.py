@@ -142,9 +142,9 @@ def test_bad_options(trained, options, error, message):
 @pytest.mark.parametrize("trained", ["mlp"], indirect=True)
 def test_a_record_without_snapshots_is_refused(trained):
     model, rows, record = trained
-    with pytest.raises(RecordError, match="the training record has none after the first step; train with"):
+    with pytest.raises(RecordError, match="the training record has no snapshots after the first step; train with"):
         tracin(model, rows, record=TrainingRecord(optimizer="sgd", lr=0.1, steps=9))
-    with pytest.raises(RecordError, match="none after the first step"):
+    with pytest.raises(RecordError, match="no snapshots after the first step"):
         tracin(model, rows, record=replace(record, snapshots={0: record.snapshots[0]}))
     with pytest.raises(RecordError, match="does not fit the model"):
         tracin(model_of("tokens"), rows, record=record)

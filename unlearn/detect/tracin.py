@@ -10,13 +10,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from unlearn.curvature import Layer, find_layers, layer_gradients
-from unlearn.data import DEFAULT_BATCH, Rows, as_rows
+from unlearn.curvature import find_layers, layer_gradients
+from unlearn.data import DEFAULT_BATCH, as_rows
 from unlearn.detect.gradient_norms import squared_norms
+from unlearn.detect.harm import gradient_products, mean_gradient
+from unlearn.detect.recorded_steps import recorded_steps
 from unlearn.detect.scores import Scores
-from unlearn.errors import InputError, RecordError, some
+from unlearn.errors import InputError
 from unlearn.tasks import Task, get_task
 from unlearn.training import TrainingRecord
 
@@ -59,10 +61,10 @@ def tracin(
 
     Raises:
         RecordError: no snapshots, one that was not recorded or is damaged, or of another architecture.
-        UnsupportedLayerError: a trained parameter belongs to no covered layer and was not skipped.
         InputError: no steps, one named twice or before the first, or a label outside the model's classes.
 
     >>> import tempfile
+    >>> from unlearn.data import Rows
     >>> from unlearn.training import TrainSettings, train
     >>> rows = Rows.from_tensors(torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1]]), torch.tensor([0, 0, 1, 1]))
     >>> with tempfile.TemporaryDirectory() as folder:  # row 2 has a wrong label
@@ -76,18 +78,23 @@ def tracin(
         raise InputError(f"batch_size is {batch_size}; give at least 1")
     rows, the_task = as_rows(data), get_task(task)
     trusted = None if validation is None else as_rows(validation)
-    chosen = _snapshots(record, steps)
+    chosen = recorded_steps(record, steps)
     rates = [float(record.rates()[step - 1]) for step in chosen]
     layers = find_layers(model, rows, skip).layers
+    covered = [name for layer in layers for name in layer.parameters]
     there = copy.deepcopy(model)
     values = torch.zeros(len(rows), dtype=torch.float64)
     for step, rate in zip(chosen, rates, strict=True):
         record.snapshot(step).restore(there)
-        pull = None if trusted is None else _mean_gradient(there, trusted, the_task, layers, batch_size)
-        for positions, gradients in layer_gradients(there, rows, the_task, layers, batch_size):
-            for name, (a, d) in gradients.items():
-                found = squared_norms(a, d) if pull is None else -_products(pull[name], a, d)
-                values[positions] += rate * found.cpu()
+        if trusted is None:
+            for positions, gradients in layer_gradients(there, rows, the_task, layers, batch_size):
+                values[positions] += (
+                    rate * torch.stack([squared_norms(*pair) for pair in gradients.values()]).sum(0).cpu()
+                )
+        else:
+            pull = mean_gradient(there, trusted, the_task, covered, batch_size)
+            for positions, parts in gradient_products(there, rows, the_task, layers, pull, batch_size):
+                values[positions] -= rate * torch.stack(list(parts.values())).sum(0)
     passes = len(rows) + (0 if trusted is None else len(trusted))
     options = {
         "snapshots": chosen,
@@ -96,39 +103,3 @@ def tracin(
         "cost_epochs": len(chosen) * passes / len(rows),
     }
     return Scores(rows.ids, values.numpy(), "tracin" if trusted is None else "tracin-validation", options)
-
-
-def _snapshots(record: TrainingRecord, steps: Sequence[int] | None) -> list[int]:
-    """Return the steps of the snapshots to use, checked, in their order."""
-    recorded = sorted(step for step in record.snapshots if step > 0)
-    if not recorded:
-        raise RecordError(
-            "TracIn needs snapshots and the training record has none after the first step; train with snapshot_epochs, "
-            "or choose another score"
-        )
-    if steps is None:
-        return recorded
-    if not steps or len(set(steps)) != len(steps):
-        raise InputError(f"steps is {list(steps)}; name at least one snapshot, and each once (recorded: {recorded})")
-    strange = [step for step in steps if step not in recorded]
-    if strange:
-        raise RecordError(f"no snapshot that a step led to was recorded at {some(strange)}; there are {recorded}")
-    return sorted(steps)
-
-
-def _mean_gradient(
-    model: nn.Module, rows: Rows, task: Task, layers: Sequence[Layer], batch_size: int
-) -> dict[str, Tensor]:
-    """Return the mean gradient of the rows by layer name, each of shape (g, o, i), in float64."""
-    total: dict[str, Tensor] = {}
-    for _, gradients in layer_gradients(model, rows, task, layers, batch_size):
-        for name, (a, d) in gradients.items():
-            part = (d.flatten(1, 2).mT @ a.flatten(1, 2)).double() / len(rows)
-            total[name] = total[name] + part if name in total else part
-    return total
-
-
-def _products(vector: Tensor, a: Tensor, d: Tensor) -> Tensor:
-    """Return the inner product of a vector (g, o, i) with each sample's gradient, sum_t d_t^T V a_t, shape (b,)."""
-    along = a @ vector.to(a.dtype).mT[:, None]
-    return (along * d).sum((2, 3), dtype=torch.float64).sum(0)
