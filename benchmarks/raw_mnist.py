@@ -1,8 +1,8 @@
 """The most suspicious rows of MNIST-5k as it is, for the eye: ``python -m benchmarks.raw_mnist``.
 
 No noise is added. The recipe mnist5k-relabel trains on its 4,000 rows, the margin trajectory ranks them, and the top 20
-go to ``docs/images/mnist5k-suspicious.png`` with their given label and the one suggested. Whether a label is wrong is for
-the reader to say: no truth is known.
+go to ``docs/images/mnist5k-suspicious.png`` with their given label and the one suggested. Whether a label is wrong is
+for the reader to say: no truth is known.
 """
 
 from __future__ import annotations
