@@ -3,11 +3,11 @@
 Every package works on the same weights, the same rows, one damping, float32 and one thread, in a process of its own;
 the Fisher is made of the same sampled labels for all packages that let labels be given (pyDVL does not; TRAK has no
 curvature). Seconds are CPU seconds. Rivals take the fastest of three batch sizes for each step (fit, self-influence,
-pairwise; tried on as many rows as the largest) and are measured once; ours takes its defaults, and the median of three.
+pairwise; tried on as many rows as the largest) and are measured once; ours takes its defaults, and the median of five.
 "fit" leaves eigendecompositions out; epochs ("ep.") are training epochs on the same rows, measured in the same process.
 Memory is the peak above what was in use before the fit. Pairwise is 32 test rows on all rows. Agreement is Spearman's
 correlation with our scores, and the largest difference relative to our largest score. kronfluence runs on 1,000 rows of
-the recipes mnist5k-relabel and mnist5k-cnn-relabel, the others on 200.
+the recipes mnist5k-relabel and mnist5k-cnn-relabel, the others on 250.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Sizes:
     """
 
     rows: int = 1000
-    fewer: int = 200
-    growth: int = 128
-    lds: tuple[int, int, int, int] = (1000, 50, 100, 1)
+    fewer: int = 250
+    growth: int = 250
+    lds: tuple[int, int, int, int] = (1000, 100, 100, 1)
 
 
 FULL, QUICK = Sizes(), Sizes(128, 128, 64, (200, 20, 10, 1))

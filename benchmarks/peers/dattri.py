@@ -30,7 +30,7 @@ class Dattri:
     """An attributor on all Linear layers."""
 
     DISTRIBUTION: ClassVar = "dattri"
-    BATCHES: ClassVar = (32, 64, 128)
+    BATCHES: ClassVar = (32, 128, 256)
     ONLY_LINEAR: ClassVar = True
     FISHER: ClassVar = "sampled"
 

@@ -1,8 +1,8 @@
 """Linear datamodeling score (arXiv 2303.14186) of everyone's influences, on one set of retrained models.
 
 Every package is asked at two dampings: the one of the other tables, and the horizon's 2 / T with the weight decay of
-the training. TRAK has no damping. What has the same formula gets the same score: the table compares formulas and
-dampings rather than packages.
+the training, which `unlearn explain` takes. What is TRAK's does not depend on damping; what has the same formula gets
+the same score, so this compares methods and dampings rather than packages.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from benchmarks.peers.case import Case
 from benchmarks.peers.compare import PeerError, available, run
 from benchmarks.peers.jobs import RECIPES
+from benchmarks.peers.worker import peer_class
 from benchmarks.setting import Setting
 from unlearn.data import Rows
 from unlearn.detect import influence
@@ -26,7 +27,6 @@ from unlearn.pipeline import Run
 from unlearn.training import train
 
 NO_CURVATURE = 1e6
-BATCH = 256
 
 
 def table(rows: int, queries: int, subsets: int, repeats: int) -> str:
@@ -52,7 +52,8 @@ def table(rows: int, queries: int, subsets: int, repeats: int) -> str:
     for name, damping in dampings.items():
         for package in available():
             try:
-                done = run(replace(case, damping=damping), package, steps=("pairs",), batch=BATCH)
+                batch = max(peer_class(package).BATCHES)
+                done = run(replace(case, damping=damping), package, steps=("pairs",), batch=batch)
                 cell = _score(done.scores["pairs"], retrains)
             except PeerError as error:
                 cell = f"failed: {error}"

@@ -22,7 +22,7 @@ class Trak:
     """A ``TRAKer`` of 512 dimensions in float32."""
 
     DISTRIBUTION: ClassVar = "traker"
-    BATCHES: ClassVar = (64, 128, 256)
+    BATCHES: ClassVar = (32, 128, 512)
     ONLY_LINEAR: ClassVar = False
     FISHER: ClassVar = "projected"
 

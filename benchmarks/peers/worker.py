@@ -32,7 +32,7 @@ PACKAGES = {
     "pyDVL": "pydvl.PyDVL",
     "TRAK": "trak.Trak",
 }
-ROUNDS = {"unlearn": 3}
+ROUNDS = {"unlearn": 5}
 """Ours is over in a blink: medians of so many rounds, each on rows not yet fingerprinted."""
 EPOCHS = 3
 
