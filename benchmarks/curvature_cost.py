@@ -99,6 +99,7 @@ def _time(run: Callable[[], object]) -> float:
 
 def main(names: list[str]) -> None:
     """Print a table and the bars."""
+    print("# python -m benchmarks.curvature_cost")
     chosen = names or list(RECIPES)
     found = {name: measure(RECIPES[name]) for name in chosen}
     bars = Bars()
