@@ -1,11 +1,15 @@
-"""A tiny run on real digits, made once."""
+"""A tiny run on real digits, made once; the command line in this process."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+from unlearn.cli import main
 
 TINY = """
 name = "tiny"
@@ -58,3 +62,23 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path) -> Pat
     run = Run.create(tmp_path_factory.mktemp("runs") / "tiny", load_recipe(str(tiny_recipe)))
     run_stages(run)
     return run.folder
+
+
+@pytest.fixture
+def unlearn(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process: (exit code, standard output, standard error)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture
+def run_copy(tiny_run: Path, tmp_path: Path) -> Path:
+    """Return a copy of the tiny run."""
+    shutil.copytree(tiny_run, tmp_path / "run")
+    return tmp_path / "run"

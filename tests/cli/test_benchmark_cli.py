@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from unlearn.cli import main
 from unlearn.data import load_data
 from unlearn.detect import Scores
 from unlearn.errors import InputError
@@ -24,19 +23,6 @@ from unlearn.recipe import DetectorName, Recipe, load_recipe, parse_recipe, ship
 
 Unlearn = Callable[..., tuple[int, str, str]]
 FAST = "loss,margin-trajectory,outlier-gradients-l2"
-
-
-@pytest.fixture
-def unlearn(capsys: pytest.CaptureFixture[str]) -> Unlearn:
-    """Run the command line in this process: (exit code, standard output, standard error)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return run
 
 
 def test_recipes_and_the_table_know_the_same_detectors() -> None:

@@ -9,29 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from unlearn.cli import main
 from unlearn.cli.main import cli
 
 Unlearn = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def unlearn(capsys: pytest.CaptureFixture[str]) -> Unlearn:
-    """Run the command line in this process: (exit code, standard output, standard error)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return run
-
-
-@pytest.fixture
-def run_copy(tiny_run: Path, tmp_path: Path) -> Path:
-    shutil.copytree(tiny_run, tmp_path / "run")
-    return tmp_path / "run"
 
 
 def commands() -> dict[str, object]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from unlearn.cli import main
 from unlearn.detect import influence
 from unlearn.pipeline import Run, run_stages
 from unlearn.pipeline.explain import explain_run
@@ -40,25 +39,6 @@ method = "loss"
 [repair]
 action = "remove"
 """
-
-
-@pytest.fixture
-def unlearn(capsys: pytest.CaptureFixture[str]) -> Unlearn:
-    """Run the command line in this process: (exit code, standard output, standard error)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return run
-
-
-@pytest.fixture
-def run_copy(tiny_run: Path, tmp_path: Path) -> Path:
-    shutil.copytree(tiny_run, tmp_path / "run")
-    return tmp_path / "run"
 
 
 def test_a_test_row_is_explained_within_80_columns_and_on_a_page(unlearn: Unlearn, run_copy: Path) -> None:

@@ -175,6 +175,16 @@ def patterns_of(skip: str | Iterable[str]) -> list[str]:
     return [skip] if isinstance(skip, str) else list(skip)
 
 
+def pattern_names(pattern: str, parameter: str) -> bool:
+    """Whether a pattern (as of ``fnmatch``) names a parameter, or a module that it is in.
+
+    >>> pattern_names("enc*", "encoder.0.weight"), pattern_names("0", "encoder.0.weight")
+    (True, False)
+    """
+    parts = parameter.split(".")
+    return any(fnmatchcase(".".join(parts[: k + 1]), pattern) for k in range(len(parts)))
+
+
 def _left_out(model: nn.Module, skip: str | Iterable[str]) -> dict[str, str]:
     """Return why parameters are not to be covered, by their first name."""
     patterns = patterns_of(skip)
@@ -192,9 +202,7 @@ def _left_out(model: nn.Module, skip: str | Iterable[str]) -> dict[str, str]:
         one = first.setdefault(id(parameter), name)
         if not torch.isfinite(parameter).all():
             raise InputError(f"parameter {name!r} has NaN or infinite values; load or train a finite model first")
-        parts = name.split(".")
-        prefixes = [".".join(parts[: k + 1]) for k in range(len(parts))]
-        if any(fnmatchcase(prefix, pattern) for prefix in prefixes for pattern in patterns):
+        if any(pattern_names(pattern, name) for pattern in patterns):
             reasons[one] = "skipped"
         elif not parameter.requires_grad:
             reasons.setdefault(one, "frozen")

@@ -36,9 +36,9 @@ def rows_at_once(layers: Sequence[Layer], batch_size: int) -> int:
     >>> rows_at_once([Layer("", "other", {"w": (2**20,)}, False, (1, 2**20, 1))], 512)
     32
     """
-    wide = [math.prod(layer.shape) * (1 if layer.unit_outputs else 0) for layer in layers]
+    wide = [math.prod(layer.shape) for layer in layers if layer.unit_outputs]
     wide += [layer.positions * layer.shape[2] for layer in layers if layer.unit_inputs]
-    return max(1, min(batch_size, _BATCH_BYTES // (8 * max(1, *wide))))
+    return max(1, min(batch_size, _BATCH_BYTES // (8 * max([1, *wide]))))
 
 
 class Taps:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from unlearn.curvature import Curvature, fit_curvature
+from unlearn.curvature.fit import CurvatureKind
 from unlearn.data import Rows
 from unlearn.errors import InputError, StaleCurvatureError
 from unlearn.tasks import Task
@@ -46,6 +47,15 @@ class DampedCurvature:
         }
 
 
+def check_options(damping: float | None, weight_decay: float, batch_size: int) -> None:
+    """Refuse what can not be meant, before anything is fitted."""
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; give at least 1")
+    for name, value in (("damping", damping), ("weight_decay", weight_decay)):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise InputError(f"{name} is {value}; give a finite number of at least 0")
+
+
 def damped_curvature(
     model: nn.Module,
     rows: Rows,
@@ -55,8 +65,9 @@ def damped_curvature(
     weight_decay: float,
     task: Task,
     batch_size: int,
+    kind: CurvatureKind = "ekfac",
 ) -> DampedCurvature:
-    """Return a curvature that belongs to the model, fitted on the rows if None, with its damping.
+    """Return a curvature that belongs to the model, fitted on the rows (of a kind) if None, with its damping.
 
     The damping is a tenth of the mean eigenvalue if None.
 
@@ -75,13 +86,9 @@ def damped_curvature(
     >>> damped.added == 0.5 + 0.1 * damped.curvature.mean_eigenvalue
     True
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; give at least 1")
-    for name, value in (("damping", damping), ("weight_decay", weight_decay)):
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise InputError(f"{name} is {value}; give a finite number of at least 0")
+    check_options(damping, weight_decay, batch_size)
     if curvature is None:
-        curvature = fit_curvature(model, rows, task=task, batch_size=batch_size)
+        curvature = fit_curvature(model, rows, task=task, kind=kind, batch_size=batch_size)
     else:
         curvature.check(model)
         if curvature.options["task"] != task.name:

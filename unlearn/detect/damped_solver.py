@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import cast
 
 from torch import nn
 
-from unlearn.curvature import Curvature, Solver, fit_curvature, make_solver
+from unlearn.curvature import Curvature, Solver, make_solver
+from unlearn.curvature.fit import CurvatureKind
 from unlearn.curvature.make_solver import SolverKind
 from unlearn.data import Rows
-from unlearn.detect.damped_curvature import DampedCurvature, damped_curvature
+from unlearn.detect.damped_curvature import DampedCurvature, check_options, damped_curvature
 from unlearn.errors import InputError
 from unlearn.tasks import Task
 
@@ -100,55 +101,33 @@ def damped_solver(
     given = curvature if solver is None else solver
     if given is None:
         given = "ekfac"
-    if isinstance(given, str) and given in _FACTORED:
-        _check(batch_size, damping, weight_decay)
-        fitted = fit_curvature(model, rows, task=task, kind=given, batch_size=batch_size)  # type: ignore[arg-type]
-        return _of_curvature(model, rows, fitted, damping, weight_decay, task, batch_size, FIT_EPOCHS[given])
-    if isinstance(given, Curvature):
-        return _of_curvature(model, rows, given, damping, weight_decay, task, batch_size, 0.0)
-    _check(batch_size, damping, weight_decay)
+    if isinstance(given, Curvature) or given in _FACTORED:
+        fitted = given if isinstance(given, Curvature) else None
+        kind = cast("CurvatureKind", "ekfac" if fitted is not None else given)
+        damped = damped_curvature(
+            model,
+            rows,
+            curvature=fitted,
+            damping=damping,
+            weight_decay=weight_decay,
+            task=task,
+            batch_size=batch_size,
+            kind=kind,
+        )
+        fit_epochs = 0.0 if fitted is not None else FIT_EPOCHS[kind]
+        return DampedSolver(damped.curvature, damped.curvature.kind, damped.damping, damped.weight_decay, fit_epochs, 0)
+    check_options(damping, weight_decay, batch_size)
     if isinstance(given, str):
         made = make_solver(given, model, rows, task=task, batch_size=batch_size)
-        kind, fit_epochs, before = str(given), FIT_EPOCHS.get(given, 0.0), 0
+        name, fit_epochs, before = str(given), FIT_EPOCHS.get(given, 0.0), 0
     elif callable(getattr(given, "solve", None)):
-        kind, made, fit_epochs = type(given).__name__, given, 0.0
+        name, made, fit_epochs = type(given).__name__, given, 0.0
         before = getattr(given, "cost", 0)
     else:
         raise InputError(f"solver is {type(given).__name__}; give a name such as 'cg', or an object with solve()")
     if damping is None:
         raise InputError(
-            f"solver {kind!r} knows no mean eigenvalue to take a share of; give damping, such as a tenth of "
+            f"solver {name!r} knows no mean eigenvalue to take a share of; give damping, such as a tenth of "
             "fit_curvature(model, data).mean_eigenvalue"
         )
-    return DampedSolver(made, kind, float(damping), float(weight_decay), fit_epochs, before)
-
-
-def _of_curvature(
-    model: nn.Module,
-    rows: Rows,
-    curvature: Curvature,
-    damping: float | None,
-    weight_decay: float,
-    task: Task,
-    batch_size: int,
-    fit_epochs: float,
-) -> DampedSolver:
-    damped = damped_curvature(
-        model,
-        rows,
-        curvature=curvature,
-        damping=damping,
-        weight_decay=weight_decay,
-        task=task,
-        batch_size=batch_size,
-    )
-    return DampedSolver(curvature, curvature.kind, damped.damping, damped.weight_decay, fit_epochs, 0)
-
-
-def _check(batch_size: int, damping: float | None, weight_decay: float) -> None:
-    """Refuse what can not be meant before anything is fitted."""
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; give at least 1")
-    for name, value in (("damping", damping), ("weight_decay", weight_decay)):
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise InputError(f"{name} is {value}; give a finite number of at least 0")
+    return DampedSolver(made, name, float(damping), float(weight_decay), fit_epochs, before)

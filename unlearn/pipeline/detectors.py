@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from unlearn import detect
 from unlearn.detect import Scores
+from unlearn.detect.damped_solver import FIT_EPOCHS
 from unlearn.detect.outlier_gradients import OutlierDetector
 from unlearn.errors import InputError
 from unlearn.pipeline.run import Run
 
-FIT_COST = 2.0
-"""Fitting EK-FAC: two passes forward and backward."""
+FIT_COST = FIT_EPOCHS["ekfac"]
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import glob
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 from torch import nn
 
 from unlearn.curvature import Curvature
-from unlearn.curvature.layers import patterns_of
+from unlearn.curvature.layers import pattern_names, patterns_of
 from unlearn.errors import InputError, some
 
 
@@ -37,10 +36,8 @@ def chosen_parameters(model: nn.Module, layers: str | Iterable[str]) -> list[str
     everywhere = list(model.named_parameters(remove_duplicate=False))
     for name, parameter in everywhere:
         one = first.setdefault(id(parameter), name)
-        parts = name.split(".")
-        prefixes = [".".join(parts[: k + 1]) for k in range(len(parts))]
         for pattern, found in chosen.items():
-            if parameter.requires_grad and any(fnmatchcase(prefix, pattern) for prefix in prefixes):
+            if parameter.requires_grad and pattern_names(pattern, name):
                 found.add(one)
     for pattern, found in chosen.items():
         if not found:

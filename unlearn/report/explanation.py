@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from unlearn.errors import InputError
 from unlearn.report.pictures import picture
-from unlearn.report.rendering import FORMAT, _environment
+from unlearn.report.rendering import FORMAT, environment
 
 
 def render_explanations(facts: Mapping[str, Any], images: Mapping[str, npt.NDArray[Any]] | None = None) -> str:
@@ -34,4 +34,4 @@ def render_explanations(facts: Mapping[str, Any], images: Mapping[str, npt.NDArr
             f"the explanations have format {facts.get('format')!r}; this version reads {FORMAT}: explain again"
         )
     pictures = {row: picture(array) for row, array in (images or {}).items()}
-    return _environment().get_template("explanation.html.j2").render(facts=facts, pictures=pictures)
+    return environment().get_template("explanation.html.j2").render(facts=facts, pictures=pictures)

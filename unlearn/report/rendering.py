@@ -41,7 +41,7 @@ def render_report(report: Mapping[str, Any], images: Mapping[str, npt.NDArray[An
     found = images or {}
     tables = _tables(report)
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             report=report,
@@ -57,8 +57,9 @@ def render_report(report: Mapping[str, Any], images: Mapping[str, npt.NDArray[An
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return the templates, with their filters."""
+    made = Environment(
         loader=PackageLoader("unlearn.report", "templates"),
         autoescape=True,
         undefined=ChainableUndefined,
@@ -67,8 +68,8 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         finalize=lambda value: MISSING if value is None else value,
     )
-    environment.filters.update(number=number, words=words, plain=plain)
-    return environment
+    made.filters.update(number=number, words=words, plain=plain)
+    return made
 
 
 def _section(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
