@@ -19,7 +19,7 @@ from unlearn.models import build_model
 from unlearn.pipeline import Run
 from unlearn.predict import predict
 from unlearn.recipe import Recipe, load_recipe
-from unlearn.repair import Changes, Edit, apply_changes, fine_tune, plain_replay
+from unlearn.repair import RIVALS, Changes, Edit, apply_changes
 from unlearn.tasks import phi
 from unlearn.training import TrainingRecord, Trajectory, train
 from unlearn.verification import References, train_references
@@ -131,14 +131,14 @@ class Comparison:
     def rivals(self, epochs: int, rates: tuple[float, ...] = (0.01, 0.05)) -> dict[str, nn.Module]:
         """Return fine-tuning and plain replay for so many epochs."""
         model, record, _ = self.setting.trained
-        edited = self.changes.apply(self.setting.data)
-        found = {
-            f"fine-tune, {epochs} epochs, lr {lr:g}": fine_tune(
-                model, edited, record, epochs=epochs, seed=self.setting.seed + 1, lr=lr
-            )
-            for lr in rates
+        tried = {f"fine-tune, {epochs} epochs, lr {lr:g}": ("fine-tune", {"epochs": epochs, "lr": lr}) for lr in rates}
+        tried[f"replay, {epochs} epochs"] = ("replay", {"epochs": epochs})
+        return {
+            name: RIVALS[rival](
+                model, self.setting.data, self.changes, record, setting=setting, seed=self.setting.seed + 1
+            ).model
+            for name, (rival, setting) in tried.items()
         }
-        return found | {f"replay, {epochs} epochs": plain_replay(model, edited, record, epochs=epochs)[0]}
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Return the distances of one model to the coupled retrain."""

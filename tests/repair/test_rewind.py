@@ -17,7 +17,7 @@ import unlearn
 from unlearn.curvature import fit_curvature
 from unlearn.data import Rows
 from unlearn.errors import InputError, RecordError
-from unlearn.repair import Changes, apply_changes
+from unlearn.repair import RIVALS, Changes, apply_changes
 from unlearn.repair import apply as apply_module
 from unlearn.repair.objective import Damping, EditedObjective
 from unlearn.training import TrainingRecord
@@ -90,9 +90,9 @@ def test_without_a_newton_step_it_is_plain_replay(sgd: Trained, monkeypatch: pyt
     edit = apply_changes(model, rows, changes, record=record, budget=EPOCHS - epoch)
     wanted = loop(model, changes.apply(rows), record, epoch * STEPS, record.snapshot(epoch * STEPS))
     torch.testing.assert_close(weights_of(edit.model), weights_of(wanted), rtol=0, atol=1e-6)
-    plain, start = unlearn.repair.plain_replay(model, changes.apply(rows), record, epochs=EPOCHS - epoch)
-    assert start == epoch * STEPS
-    assert same_bits(edit.model, plain)
+    plain = RIVALS["replay"](model, rows, changes, record, setting={"epochs": EPOCHS - epoch})
+    assert plain.settings["start_step"] == epoch * STEPS
+    assert same_bits(edit.model, plain.model)
     unchanged = loop(model, rows, record, epoch * STEPS, record.snapshot(epoch * STEPS))
     torch.testing.assert_close(weights_of(unchanged), weights_of(model), rtol=0, atol=1e-6)  # the replay is faithful
     assert float((weights_of(edit.model) - weights_of(model)).abs().max()) > 1e-3

@@ -21,7 +21,7 @@ from unlearn.inputs import named_tensors
 from unlearn.pipeline.detectors import DETECTORS
 from unlearn.pipeline.run import FORMAT, Run
 from unlearn.predict import predict
-from unlearn.repair import Changes, Edit, apply_changes, fine_tune, plain_replay
+from unlearn.repair import RIVALS, Changes, Edit, apply_changes
 from unlearn.report import assemble_report, render_report
 from unlearn.training import train
 from unlearn.verification import Verdict, verify
@@ -156,13 +156,14 @@ def verify_stage(run: Run, references: int | None = None) -> Verdict:
     _take_away(run, "report.json", "report.html")
     epochs = max(1, round(edit.cost.total))
     rivals: dict[str, nn.Module] = {}
-    if edit.record is not None and edit.record.optimizer != "lbfgs":
-        seed = run.recipe.train.train_seed + 1
-        rivals[f"fine-tuned {epochs}"] = fine_tune(
-            edit.original, edit.edited_data, edit.record, epochs=epochs, seed=seed
-        )
-        if edit.record.order is not None and epochs <= run.recipe.train.epochs and 0 in edit.record.snapshots:
-            rivals[f"replayed {epochs}"] = plain_replay(edit.original, edit.edited_data, edit.record, epochs=epochs)[0]
+    record, seed = edit.record, run.recipe.train.train_seed + 1
+    if record is not None and record.optimizer != "lbfgs":
+        beside = {"fine-tune": f"fine-tuned {epochs}"}
+        if record.order is not None and epochs <= run.recipe.train.epochs and 0 in record.snapshots:
+            beside["replay"] = f"replayed {epochs}"
+        for rival, name in beside.items():
+            made = RIVALS[rival](edit.original, edit.data, edit.changes, record, setting={"epochs": epochs}, seed=seed)
+            rivals[name] = made.model
     verdict = verify(
         edit,
         test=run.test,

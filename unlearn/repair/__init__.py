@@ -5,17 +5,18 @@ from unlearn.repair.changes import Changes
 from unlearn.repair.chosen_layers import chosen_parameters
 from unlearn.repair.edit import Cost, Edit
 from unlearn.repair.newton import Step
-from unlearn.repair.rivals import fine_tune, plain_replay
+from unlearn.repair.rivals import RIVALS, Rival, RivalEdit
 
 __all__ = [
+    "RIVALS",
     "Changes",
     "Cost",
     "Edit",
+    "Rival",
+    "RivalEdit",
     "Step",
     "apply_changes",
     "chosen_parameters",
-    "fine_tune",
-    "plain_replay",
     "relabel",
     "remove",
 ]

@@ -1,5 +1,6 @@
 """Deterministic training, the training record, snapshots and replay."""
 
+from unlearn.training.fresh_weights import fresh_weights
 from unlearn.training.load import load_checkpoint
 from unlearn.training.optimum import train_to_optimum
 from unlearn.training.order import BatchOrder
@@ -19,6 +20,7 @@ __all__ = [
     "TrainSettings",
     "TrainingRecord",
     "Trajectory",
+    "fresh_weights",
     "load_checkpoint",
     "replay",
     "run_steps",

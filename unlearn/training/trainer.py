@@ -20,6 +20,7 @@ from unlearn.training.recorder import Recorder, describe
 from unlearn.training.settings import TrainSettings
 
 OnStep = Callable[[Sequence[str], Tensor, Tensor], None]
+Objective = Callable[[nn.Module, Tensor], Tensor]
 
 
 def run_steps(
@@ -33,12 +34,14 @@ def run_steps(
     start: int = 0,
     seed: int = 0,
     on_step: OnStep | None = None,
+    objective: Objective | None = None,
     description: str = "training",
 ) -> int:
     """Run the steps of ``order`` from ``start`` on, in place; rows that are not in ``rows`` leave their places empty.
 
     Random layers (dropout) draw by (seed, step), so that a replay from the middle draws the same; the global seeds are
-    left as found.
+    left as found. What is minimised is the mean loss of the batch, or
+    ``objective(model, mean loss)``.
 
     Returns:
         The number of rows processed (each costs forward 1 and backward 2).
@@ -64,6 +67,8 @@ def run_steps(
                 labels = labels.to(device)
                 outputs = call_model(model, map_tensors(lambda x: x.to(device), inputs))
                 loss = _mean_loss(task, outputs, labels, step, diverging=processed > 0)
+                if objective is not None:
+                    loss = _finite(objective(model, loss), step)
                 loss.backward()  # type: ignore[no-untyped-call]
             _zero_missing_gradients(optimizer)
             optimizer.step()
@@ -75,12 +80,20 @@ def run_steps(
 
 def _mean_loss(task: Task, outputs: Tensor, labels: Tensor, step: int, *, diverging: bool) -> Tensor:
     """Return the mean loss, checked; outputs that are not finite are the data's or the start's fault at first only."""
-    if not diverging or torch.isfinite(outputs).all():
-        task.check(outputs, labels)
-        loss = task.loss(outputs, labels).mean()
-        if torch.isfinite(loss):
-            return loss
-    raise InputError(f"the loss of step {step} is not finite: training diverged; lower the learning rate")
+    if diverging and not torch.isfinite(outputs).all():
+        raise _diverged(step)
+    task.check(outputs, labels)
+    return _finite(task.loss(outputs, labels).mean(), step)
+
+
+def _finite(loss: Tensor, step: int) -> Tensor:
+    if not torch.isfinite(loss):
+        raise _diverged(step)
+    return loss
+
+
+def _diverged(step: int) -> InputError:
+    return InputError(f"the loss of step {step} is not finite: training diverged; lower the learning rate")
 
 
 def _seed_random_layers(device: torch.device, seed: int) -> None:

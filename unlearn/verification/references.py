@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from unlearn.checkpoint.digests import canonical_json, sha256_of_tensors
 from unlearn.data import Rows
 from unlearn.errors import InputError, RecordError
 from unlearn.progress import track
-from unlearn.training import BatchOrder, TrainingRecord, replay
+from unlearn.training import BatchOrder, TrainingRecord, fresh_weights, replay
 
 Train = Callable[[Rows, int], nn.Module]
 FIRST_SEED = 1000
@@ -100,32 +99,6 @@ def _retrainer(model: nn.Module, record: TrainingRecord) -> Train:
         return replay(fresh_weights(model, seed), data, exchanged(record, seed), description=f"retrain {seed}")[0]
 
     return train
-
-
-def fresh_weights(model: nn.Module, seed: int) -> nn.Module:
-    """Return a copy with new initial weights that depend on the seed only.
-
-    Raises:
-        RecordError: a module with parameters of its own has no ``reset_parameters``.
-
-    >>> a, b = fresh_weights(nn.Linear(2, 1), 5), fresh_weights(nn.Linear(2, 1), 5)
-    >>> bool((a.weight == b.weight).all())
-    True
-    """
-    fresh, device = copy.deepcopy(model).cpu(), next(model.parameters()).device
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        for name, module in fresh.named_modules():
-            if next(module.parameters(recurse=False), None) is None:
-                continue
-            reset = getattr(module, "reset_parameters", None)
-            if reset is None:
-                raise RecordError(
-                    f"module {name or type(module).__name__!r} has parameters but no reset_parameters, so it can not "
-                    "be retrained from scratch: pass train=(data, seed) -> model"
-                )
-            reset()
-    return fresh.to(device)
 
 
 def exchanged(record: TrainingRecord, seed: int) -> TrainingRecord:

@@ -1,0 +1,82 @@
+"""Starting over with fewer epochs: the recorded schedule shrunk to what may be spent."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from unlearn.data import Rows
+from unlearn.errors import InputError
+from unlearn.repair.changes import Changes
+from unlearn.repair.rivals.descent import descend, rates_to_try, shuffled
+from unlearn.repair.rivals.rival import Rival, RivalEdit, epochs_of
+from unlearn.training import BatchOrder, TrainingRecord, fresh_weights
+
+
+def compressed_retrain(
+    model: nn.Module, data: Rows, changes: Changes, record: TrainingRecord, setting: dict[str, float], seed: int
+) -> RivalEdit:
+    """Train from initial weights on the changed data, the whole recorded schedule in fewer steps.
+
+    Initial weights and row order are the original's where they were recorded (a snapshot after 0 steps; the first
+    steps of the order, removed rows leaving their places empty), which makes the result as near to the coupled retrain
+    as so short a training can be; else they follow from the seed.
+
+    Settings: ``epochs``, which need not be whole; ``lr``, the peak rate, by default the recorded one.
+    """
+    setting = {"lr": float(record.rates().max()), **setting}
+    edited = changes.apply(data)
+    order = _first_steps(edited, record, setting["epochs"], seed)
+    rates = compressed_rates(record, len(order)) * (setting["lr"] / record.rates().max())
+    start = _initial_weights(model, record, seed)
+    moved, processed = descend(
+        start, edited, order, rates.tolist(), record, seed=record.seed or 0, description="compressed retrain"
+    )
+    return RivalEdit(moved, epochs_of(processed, data), setting)
+
+
+def compressed_rates(record: TrainingRecord, steps: int) -> npt.NDArray[np.float64]:
+    """Return the recorded schedule in ``steps`` steps: step s takes the rate recorded s / steps of the way.
+
+    Rates between two recorded steps lie on the line between them.
+
+    >>> compressed_rates(TrainingRecord("sgd", [0.4, 0.3, 0.2, 0.1], 4), 2).tolist()
+    [0.4, 0.2]
+    """
+    recorded = record.rates()
+    return np.interp(np.arange(steps) * len(recorded) / steps, np.arange(len(recorded)), recorded)
+
+
+def _first_steps(edited: Rows, record: TrainingRecord, epochs: float, seed: int) -> BatchOrder:
+    """Return the first recorded steps, or new ones, that see every row ``epochs`` times."""
+    if record.order is None:
+        return shuffled(edited, record, epochs, seed)
+    order = record.order
+    seen = (order.positions >= 0).sum(1).cumsum(0).numpy() / len(order.ids)
+    if epochs > seen[-1] + 1e-9:
+        raise InputError(
+            f"a compressed retrain of {epochs:g} epochs is longer than the recorded training of {seen[-1]:g}; ask for "
+            "fewer epochs"
+        )
+    return BatchOrder(order.ids, order.positions[: 1 + int(np.argmin(np.abs(seen - epochs)))])
+
+
+def _initial_weights(model: nn.Module, record: TrainingRecord, seed: int) -> nn.Module:
+    if 0 not in record.snapshots:
+        return fresh_weights(model, seed)
+    start = copy.deepcopy(model)
+    record.snapshot(0).restore(start)
+    return start
+
+
+def grid(data: Rows, changes: Changes, record: TrainingRecord, cost: float) -> list[dict[str, float]]:
+    """Return as many epochs as may be spent, at every peak rate."""
+    return [{"epochs": cost, "lr": lr} for lr in rates_to_try(record)]
+
+
+COMPRESSED_RETRAIN = Rival(
+    "compressed retrain", compressed_retrain, grid, required=("epochs",), optional=("lr",), needs="initial weights"
+)
