@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import nn
 
-from unlearn.errors import FolderError, InputError, RecordError, UnlearnError
+from unlearn.errors import FolderError, InputError, RecordError, RowNotFoundError, UnlearnError
 from unlearn.pipeline import Run, run_stages, stages
 from unlearn.recipe import load_recipe, parse_recipe
 from unlearn.repair import Changes
@@ -219,3 +219,37 @@ def test_a_detector_without_a_cutoff_asks_for_a_count(tiny_recipe: Path, tmp_pat
     with pytest.raises(InputError, match="count"):
         run_stages(run, until="decide")
     assert not (run.folder / "decisions.csv").exists()
+
+
+OWN_DECISIONS = """
+[[repair.decisions]]
+id = "digits-0006"
+action = "remove"
+[[repair.decisions]]
+id = "digits-0007"
+action = "relabel"
+label = 1
+[[repair.decisions]]
+action = "remove-class"
+label = 3
+"""
+
+
+def test_a_recipe_may_say_itself_what_is_changed(tmp_path: Path, tiny_recipe: Path) -> None:
+    """Nothing is looked for then; and what can not be meant is refused before anything is trained."""
+    text = tiny_recipe.read_text().replace('action = "relabel"', 'action = "decisions"').split("[verify]")[0]
+    text = text.split("noise =")[0] + "[model]" + text.split("[model]")[1] + OWN_DECISIONS
+    run = Run.create(tmp_path / "run", parse_recipe(text.replace("epochs = 5", "epochs = 2")))
+    run_stages(run, until="repair")
+    edit = run.edit()
+    assert edit.changes.action == "mixed"
+    assert edit.changes.removed[0] == "digits-0006"
+    assert edit.changes.relabelled == {"digits-0007": 1}
+    assert len(edit.changes.removed) == 1 + int((run.data.labels == 3).sum())
+    assert not (run.folder / "detection.json").exists()
+    run_stages(Run.open(run.folder), until="decide")
+    for wrong, message in (("label = 3", "no row of digits is of class 3"), ('"digits-0006"', "'digits-9999'")):
+        other = {"label = 3": "label = 33", '"digits-0006"': '"digits-9999"'}[wrong]
+        with pytest.raises((InputError, RowNotFoundError), match=message):
+            Run.create(tmp_path / "bad", parse_recipe(text.replace(wrong, other)))
+        assert not (tmp_path / "bad").exists()

@@ -16,6 +16,22 @@ BAD = {
     ),
     "bad value": ('name = "x"\n' + GOOD + "[train]\nlr = -1\n", r"'train.lr' is -1"),
     "bad choice": ('name = "x"\n' + GOOD + '[repair]\naction = "erase"\n', r"'repair.action' is 'erase'"),
+    "a class without label": (
+        'name = "x"\n' + GOOD + '[repair]\naction = "remove-class"\n',
+        "action 'remove-class' needs 'label', and no other",
+    ),
+    "a label without class": ('name = "x"\n' + GOOD + "[repair]\nlabel = 3\n", "action 'remove-class' needs 'label'"),
+    "no decisions": ('name = "x"\n' + GOOD + '[repair]\naction = "decisions"\n', "'decisions' needs 'decisions'"),
+    "a decision misspelt": (
+        'name = "x"\n'
+        + GOOD
+        + '[repair]\naction = "decisions"\ndecisions = [{ id = "a", action = "keep", lable = 1 }]\n',
+        "'repair.decisions.0.lable'; did you mean 'label'",
+    ),
+    "an output of no class": (
+        'name = "x"\n' + GOOD + "[repair]\ndrop_output = true\n",
+        "drop_output cuts the output of a removed class",
+    ),
     "missing": (GOOD, "'name' is missing"),
     "infinite": ('name = "x"\n' + GOOD + "[repair]\nbudget = inf\n", "'repair.budget' is inf"),
     "NaN or a word": ('name = "x"\n' + GOOD + "[repair]\ndamping = nan\n", "repair.damping"),

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from unlearn.repair import apply_changes as apply_changes
     from unlearn.repair import relabel as relabel
     from unlearn.repair import remove as remove
+    from unlearn.repair import remove_class as remove_class
     from unlearn.tasks import OwnLoss as OwnLoss
     from unlearn.training import Recorder as Recorder
     from unlearn.training import TrainingRecord as TrainingRecord
@@ -115,6 +116,7 @@ _ROOMS = {
         "apply_changes",
         "relabel",
         "remove",
+        "remove_class",
     ),
     "unlearn.tasks": ("OwnLoss",),
     "unlearn.training": (

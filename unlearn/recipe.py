@@ -115,13 +115,33 @@ class DetectSection(_Section):
     count: int | None = Field(default=None, ge=0)
 
 
-class RepairSection(_Section):
-    """What is done with the rows found."""
+class Decision(_Section):
+    """One line of a decisions file; ``remove-class`` takes a label and no id."""
 
-    action: Literal["remove", "relabel"] = "relabel"
+    id: str = ""
+    action: Literal["remove", "relabel", "remove-class", "keep"]
+    label: int | float | None = None
+
+
+class RepairSection(_Section):
+    """What is done: with the rows found (``remove``, ``relabel``), to a class, or as the recipe's own decisions say."""
+
+    action: Literal["remove", "relabel", "remove-class", "decisions"] = "relabel"
+    label: int | None = None
+    drop_output: bool = False
+    decisions: list[Decision] | None = Field(default=None, min_length=1)
     budget: float = Field(default=3.0, ge=0)
     damping: Literal["horizon"] | Annotated[float, Field(ge=0)] = "horizon"
     layers: list[str] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _what_the_action_needs(self) -> RepairSection:
+        for action, key in (("remove-class", "label"), ("decisions", "decisions")):
+            if (self.action == action) != (getattr(self, key) is not None):
+                raise ValueError(f"action {action!r} needs {key!r}, and no other action takes it")
+        if self.drop_output and self.action != "remove-class":
+            raise ValueError("drop_output cuts the output of a removed class; it needs action 'remove-class'")
+        return self
 
     @model_validator(mode="after")
     def _layers_without_replay(self) -> RepairSection:
@@ -188,7 +208,8 @@ def _first(error: ValidationError, table: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         section: Any = Recipe
         for part in problem["loc"][:-1]:
-            section = {**_SECTIONS, "noise": NoiseSection, "corruption": CorruptionSection}[str(part)]
+            inner = {"noise": NoiseSection, "corruption": CorruptionSection, "decisions": Decision}
+            section = section if isinstance(part, int) else {**_SECTIONS, **inner}[str(part)]
         return f"unknown key {place!r}; {did_you_mean(str(problem['loc'][-1]), _keys(section))}{more}"
     if problem["type"] == "missing":
         return f"{place!r} is missing{more}"

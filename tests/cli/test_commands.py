@@ -120,6 +120,8 @@ BAD = {
     "a label that is no number": (["repair", "relabel", "RUN", "ID=²", "--replace"], "ID=LABEL"),
     "infinite budget": (["repair", "remove", "RUN", "ID", "--replace", "--budget", "inf"], "finite number of training"),
     "no decisions file": (["repair", "apply", "RUN", "nothing.csv", "--replace"], "nothing.csv"),
+    "class not there": (["repair", "remove-class", "RUN", "10", "--replace"], "no row of digits is of class 10"),
+    "class no number": (["repair", "remove-class", "RUN", "three", "--replace"], "'three' is not a valid integer"),
     "negative damping": (["repair", "remove", "RUN", "ID", "--replace", "--damping", "-1"], "damping"),
     "a file as folder": (["recipe", "run", "RECIPE", "--out", "RECIPE"], "choose"),
 }
@@ -155,6 +157,48 @@ def test_removing_a_whole_class_is_refused_unless_asked(unlearn: Unlearn, run_co
     assert "class 0" in err
     code, _, _ = unlearn("repair", "remove", run_copy, *ids, "--replace", "--allow-empty-class", "--budget", 0)
     assert code == 0
+
+
+def test_a_class_is_removed_and_its_output_cut_on_request(unlearn: Unlearn, run_copy: Path) -> None:
+    """Rejects a cut model in the place of the one that retrained models are compared with."""
+    from unlearn.pipeline import Run
+    from unlearn.training import load_checkpoint
+
+    code, out, _ = unlearn("repair", "remove-class", run_copy, 3, "--replace", "--budget", 0, "--drop-output")
+    assert code == 0
+    assert "remove-class of" in out
+    assert "edited-cut.safetensors" in out
+    run = Run.open(run_copy)
+    edit = run.edit()
+    assert edit.changes.removed_classes == (3,)
+    assert {row for row, label in zip(run.data.ids, run.data.labels.tolist(), strict=True) if label == 3} == set(
+        edit.changes.removed
+    )
+    cut, _ = load_checkpoint(run_copy / "edited-cut.safetensors")
+    whole, _ = load_checkpoint(run_copy / "edited.safetensors")
+    kept = [label for label in range(10) if label != 3]
+    assert (cut[-1].weight == whole[-1].weight[kept]).all()
+    assert unlearn("checkpoint", "verify", run_copy / "edited-cut.safetensors")[0] == 0
+    assert unlearn("verify", run_copy, "--references", 0)[0] == 3
+    code, _, _ = unlearn("repair", "remove-class", run_copy, 4, "--replace", "--budget", 0)
+    assert code == 0
+    assert not (run_copy / "edited-cut.safetensors").exists()
+
+
+def test_mixed_decisions_are_one_edit(unlearn: Unlearn, run_copy: Path) -> None:
+    from unlearn.pipeline import Run
+
+    rows = Run.open(run_copy).data
+    ids = [row for row, label in zip(rows.ids, rows.labels.tolist(), strict=True) if label not in (3, 5)][:2]
+    text = f"# unlearn decisions 1\nid,action,label\n{ids[0]},remove,\n{ids[1]},relabel,5\n,remove-class,3\n"
+    (run_copy / "mine.csv").write_text(text)
+    code, out, _ = unlearn("repair", "apply", run_copy, run_copy / "mine.csv", "--replace", "--budget", 0, "--json")
+    assert code == 0
+    facts = json.loads(out)
+    threes = int((rows.labels == 3).sum())
+    assert (facts["action"], facts["removed"], facts["relabelled"]) == ("mixed", threes + 1, 1)
+    assert facts["removed_classes"] == [3]
+    assert Run.open(run_copy).edit().changes.relabelled == {ids[1]: 5}
 
 
 def test_damaged_and_foreign_files_are_named(unlearn: Unlearn, run_copy: Path, tiny_run: Path) -> None:

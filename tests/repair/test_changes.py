@@ -104,13 +104,20 @@ def test_a_file_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
 
 
 WRONG_FILES = {
-    "unknown action": ("a,drop,", "line 3: unknown action 'drop'; known: remove, relabel, keep"),
+    "unknown action": ("a,drop,", "line 3: unknown action 'drop'; known: remove, relabel, remove-class, keep"),
     "no action": ("a", "line 3: unknown action None"),
     "label missing": ("a,relabel,", "line 3: relabel of 'a' needs a number as label, not ''"),
     "label a word": ("a,relabel,seven", "not 'seven'"),
     "label with two signs": ("a,relabel,--3", "not '--3'"),
     "label a superscript": ("a,relabel,²", "not '²'"),
     "label not finite": ("a,relabel,nan", "not 'nan'"),
+    "class with an id": (
+        "a,remove-class,1",
+        "line 3: remove-class takes a class as label, once, and no id; got id 'a'",
+    ),
+    "class without a label": (",remove-class,", "and no id; got id '' and label ''"),
+    "class of half": (",remove-class,1.5", "label '1.5'"),
+    "class twice": (",remove-class,1\n,remove-class,1", "line 4: remove-class takes a class as label, once"),
     "twice": ("a,remove,\na,relabel,1", r"line 4: row 'a' is named twice \(remove, relabel\)"),
     "kept and removed": ("a,keep,\na,remove,", "line 4: row 'a' is named twice"),
 }
@@ -138,7 +145,54 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         Changes.load(decisions(tmp_path, "größe", "latin-1"))
 
 
+def test_mixed_decisions_go_through_a_file(tmp_path: Path) -> None:
+    changes = Changes(("a",), {"b": 2}, (1,))
+    changes.save(tmp_path / "decisions.csv")
+    assert Changes.load(tmp_path / "decisions.csv") == changes
+    named = changes.on(rows())
+    assert named.removed == ("a", "c", "d")
+    named.save(tmp_path / "decisions.csv")
+    assert Changes.load(tmp_path / "decisions.csv") == named
+    assert named.on(rows()) == named
+
+
+def test_a_row_of_a_removed_class_that_is_relabelled_goes_on_under_its_new_label() -> None:
+    named = Changes(relabelled={"c": 0}, removed_classes=(1,)).on(rows())
+    assert named.removed == ("d",)
+    named.check(rows())
+    assert named.apply(rows()).labels.tolist() == [0, 0, 0, 2]
+
+
+def test_removing_a_class_does_not_allow_another_to_be_emptied() -> None:
+    data = Rows.from_tensors(torch.eye(5), torch.tensor([0, 0, 1, 2, 3]), ids=IDS, classes=4)
+    with pytest.raises(InputError, match="no row of class 3 would be left"):
+        Changes(removed=("e",), removed_classes=(1,)).on(data).check(data)
+
+
+BAD_CLASSES: dict[str, tuple[Changes, str]] = {
+    "not there": (Changes(removed_classes=(4,)), "no row of data is of class 4; its classes are 0, 1, 2"),
+    "relabelled to it": (Changes(relabelled={"a": 1}, removed_classes=(1,)), "relabelled to class 1, which is removed"),
+    "all but one": (Changes(removed_classes=(0, 2)), "would be of class 1 alone; at least two classes must be left"),
+    "all": (Changes(removed_classes=(0, 1, 2)), "would be of no class; at least two"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CLASSES)
+def test_classes_that_can_not_be_removed(case: str) -> None:
+    changes, message = BAD_CLASSES[case]
+    with pytest.raises(InputError, match=message) as found:
+        changes.on(rows())
+    assert "\n" not in str(found.value)
+    numbers = Rows.from_tensors(torch.eye(3), torch.tensor([0.5, 1.0, 2.0]))
+    with pytest.raises(InputError, match="data has no classes, so none can be removed"):
+        changes.on(numbers)
+
+
 def test_the_action_says_what_is_done() -> None:
     assert Changes(("a",)).action == "remove"
     assert Changes((), {"a": 1}).action == "relabel"
     assert Changes(("a",), {"b": 1}).action == "mixed"
+    assert Changes(removed_classes=(1,)).action == "remove-class"
+    assert Changes(("a",), {"b": 1}, (1,)).action == "mixed"
+    assert not Changes().asked
+    assert Changes(removed_classes=(0,)).asked

@@ -87,6 +87,27 @@ def run(name: str, out: str | None, resume: bool, strict: bool, device: str | No
 def _print_report(report: dict[str, Any]) -> None:
     """Print what was found, what was done and the verdict."""
     data, found, edit = (_section(report, name) for name in ("data", "detection", "edit"))
+    if found:
+        _print_detection(data, found)
+    else:
+        print_wrapped(f"{data['rows']} training rows; the recipe says what to change, so nothing was looked for.")
+    if not edit:
+        click.echo("No row was acted on, so there is nothing to repair or verify.")
+        return
+    cost = edit["cost"]
+    print_wrapped(
+        f"{edit['action']} of {edit['rows']} rows by {edit['method']}: cost {cost['total']:.2f} training epochs "
+        f"(factors {cost['factors']:.2f}, solve {cost['solve']:.2f}, replay {cost['replay']:.2f})."
+    )
+    for note in edit["notes"]:
+        print_wrapped(f"note: {note}")
+    click.echo()
+    verification, verdict = _section(report, "verification"), _section(report, "verdict")
+    print_verdict({**verdict, "measures": verification["table"]})
+
+
+def _print_detection(data: dict[str, Any], found: dict[str, Any]) -> None:
+    """Print what the detectors found."""
     quality = found.get("quality")
     print_wrapped(f"{data['rows']} training rows; {found['cutoff']['count']} found suspicious by {found['method']}.")
     if quality:
@@ -101,19 +122,6 @@ def _print_report(report: dict[str, Any]) -> None:
         ["score", "AUROC", "average precision", "cost"],
         [[row.get(key) for key in keys] for row in found["scores"]],
     )
-    if not edit:
-        click.echo("No row was acted on, so there is nothing to repair or verify.")
-        return
-    cost = edit["cost"]
-    print_wrapped(
-        f"{edit['action']} of {edit['rows']} rows by {edit['method']}: cost {cost['total']:.2f} training epochs "
-        f"(factors {cost['factors']:.2f}, solve {cost['solve']:.2f}, replay {cost['replay']:.2f})."
-    )
-    for note in edit["notes"]:
-        print_wrapped(f"note: {note}")
-    click.echo()
-    verification, verdict = _section(report, "verification"), _section(report, "verdict")
-    print_verdict({**verdict, "measures": verification["table"]})
 
 
 def _section(report: dict[str, Any], name: str) -> dict[str, Any]:

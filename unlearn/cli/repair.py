@@ -1,4 +1,4 @@
-"""``unlearn repair``: remove, relabel, apply."""
+"""``unlearn repair``: remove, relabel, remove-class, apply."""
 
 from __future__ import annotations
 
@@ -78,12 +78,33 @@ def relabel(run_folder: str, labels: tuple[str, ...], **options: Any) -> None:
     _repair(run_folder, Changes(relabelled=chosen), **options)
 
 
+@repair.command("remove-class")
+@run_argument
+@click.argument("label", type=int)
+@click.option(
+    "--drop-output", is_flag=True, help="Also write edited-cut.safetensors, which lacks the output of the class."
+)
+@_options
+def remove_class(run_folder: str, label: int, drop_output: bool, **options: Any) -> None:
+    """Edit the weights as if no row of a class had been in the training.
+
+    \b
+    Example: unlearn repair remove-class runs/digits 3
+    """
+    from unlearn.repair import Changes
+
+    _repair(run_folder, Changes(removed_classes=(label,)), drop_output=drop_output, **options)
+
+
 @repair.command()
 @run_argument
 @click.argument("decisions", type=click.Path())
 @_options
 def apply(run_folder: str, decisions: str, **options: Any) -> None:
     """Edit the weights by a decisions file (columns id, action, label).
+
+    Removals, new labels and classes to remove may stand in one file and are
+    made in one edit.
 
     \b
     Example: unlearn repair apply runs/digits runs/digits/decisions.csv
@@ -104,15 +125,18 @@ def _repair(
     replace: bool,
     device: str | None,
     as_json: bool,
+    drop_output: bool = False,
 ) -> None:
     from unlearn.errors import FolderError
     from unlearn.pipeline import Run, write_edit
-    from unlearn.repair import apply_changes
+    from unlearn.repair import apply_changes, cut_outputs, drop_outputs
 
     run = Run.open(run_folder, device=device)
     if (run.folder / "edited.safetensors").exists() and not replace:
         raise FolderError(f"{run.folder} holds an edit already; pass --replace to replace it")
     model, record = run.original
+    if drop_output:
+        cut_outputs(model, run.data, changes.on(run.data).removed_classes)
     edit = apply_changes(
         model,
         run.data,
@@ -123,6 +147,7 @@ def _repair(
         layers=layers or run.recipe.repair.layers,
         allow_empty_class=allow_empty_class,
     )
+    edit = drop_outputs(edit) if drop_output else edit
     write_edit(run, edit)
     if as_json:
         print_json({"checkpoint": str(run.folder / "edited.safetensors"), **edit.to_dict()})
@@ -134,3 +159,5 @@ def _repair(
     for note in edit.notes:
         click.echo(f"note: {note}")
     click.echo(f"checkpoint: {run.folder / 'edited.safetensors'}")
+    if edit.cut is not None:
+        click.echo(f"without the output: {run.folder / 'edited-cut.safetensors'}")

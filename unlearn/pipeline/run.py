@@ -111,6 +111,19 @@ class Run:
         find_layers(model, rows)
         if self.recipe.repair.layers:
             chosen_parameters(model, self.recipe.repair.layers)
+        if self.stated is not None:
+            self.stated.check(self.data)
+
+    @cached_property
+    def stated(self) -> Changes | None:
+        """What the recipe itself says is to be changed; None where a detector decides."""
+        section = self.recipe.repair
+        if section.label is not None:
+            return Changes(removed_classes=(section.label,)).on(self.data)
+        if section.decisions is None:
+            return None
+        lines = ((f"decision {k}", line.model_dump()) for k, line in enumerate(section.decisions, 1))
+        return Changes.of(lines).on(self.data)
 
     @cached_property
     def data(self) -> Rows:

@@ -21,7 +21,7 @@ from unlearn.inputs import named_tensors
 from unlearn.pipeline.detectors import DETECTORS
 from unlearn.pipeline.run import FORMAT, Run
 from unlearn.predict import predict
-from unlearn.repair import RIVALS, Changes, Edit, apply_changes
+from unlearn.repair import RIVALS, Changes, Edit, OutputCut, apply_changes, drop_outputs
 from unlearn.report import assemble_report, render_report
 from unlearn.training import train
 from unlearn.verification import Verdict, verify
@@ -104,7 +104,10 @@ def detect_stage(run: Run) -> None:
 
 
 def decide_stage(run: Run) -> None:
-    """Turn the rows found into decisions; a person may edit the file before the repair."""
+    """Turn the recipe's own decisions, or the rows found, into a file; a person may edit it before the repair."""
+    if run.stated is not None:
+        run.stated.save(run.folder / "decisions.csv")
+        return
     found = run.read("detection.json", "detect")
     acted = found["acted"]
     if run.recipe.repair.action == "remove":
@@ -129,7 +132,7 @@ def repair_stage(run: Run) -> None:
         damping=section.damping,
         layers=section.layers,
     )
-    write_edit(run, edit)
+    write_edit(run, drop_outputs(edit) if section.drop_output else edit)
 
 
 def write_edit(run: Run, edit: Edit) -> None:
@@ -137,16 +140,32 @@ def write_edit(run: Run, edit: Edit) -> None:
 
     The older checkpoint stays until the new one takes its place.
     """
-    _take_away(run, "verdict.json", "report.json", "report.html")
+    _take_away(run, "verdict.json", "report.json", "report.html", "edited-cut.safetensors")
     if not _has(run, "decisions.csv") or Changes.load(run.folder / "decisions.csv") != edit.changes:
         edit.changes.save(run.folder / "decisions.csv")
     save_checkpoint(
         run.folder / "edited.safetensors",
-        edit.model,
+        edit.comparable,
         parent=run.folder / "original.safetensors",
         edit=edit,
         record=edit.record,
         recipe=(run.recipe.name, run.recipe.text),
+    )
+    if edit.cut is not None:
+        write_cut(run, edit.model, edit.cut)
+
+
+def write_cut(run: Run, model: nn.Module, cut: OutputCut) -> None:
+    """Write ``edited-cut.safetensors``, the edited model without the outputs of its removed classes."""
+    options = run.recipe.model.options
+    fewer = {**options, "classes": len(cut.labels)}
+    save_checkpoint(
+        run.folder / "edited-cut.safetensors",
+        model,
+        parent=run.folder / "edited.safetensors",
+        spec={"name": run.recipe.model.name, "options": fewer} if "classes" in options else None,
+        recipe=(run.recipe.name, run.recipe.text),
+        extra={"labels": {str(label): output for label, output in cut.labels.items()}},
     )
 
 
@@ -213,7 +232,8 @@ _STAGES: dict[str, tuple[Callable[[Run], Any], str]] = {
 def run_stages(run: Run, *, until: str = "report", tell: Callable[[str, float | None], None] | None = None) -> None:
     """Run the stages in order up to ``until``; one that is finished is skipped.
 
-    Without rows to act on (nothing was found) the run goes from the decisions to the report.
+    Without rows to act on (nothing was found) the run goes from the decisions to the report. Nothing is detected where
+    the recipe itself says what to change.
 
     Args:
         run: the run folder.
@@ -223,7 +243,9 @@ def run_stages(run: Run, *, until: str = "report", tell: Callable[[str, float | 
     for stage, (function, marker) in _STAGES.items():
         seconds: float | None = None
         if not _has(run, marker):
-            if stage in ("repair", "verify") and not Changes.load(run.folder / "decisions.csv").ids:
+            if stage in ("repair", "verify") and not Changes.load(run.folder / "decisions.csv").asked:
+                continue
+            if stage == "detect" and run.stated is not None:
                 continue
             begun = time.perf_counter()
             with torch.random.fork_rng(devices=[]):

@@ -3,8 +3,10 @@
 from unlearn.repair.apply import apply_changes, relabel, remove
 from unlearn.repair.changes import Changes
 from unlearn.repair.chosen_layers import chosen_parameters
+from unlearn.repair.class_removal import drop_outputs, remove_class
 from unlearn.repair.edit import Cost, Edit
 from unlearn.repair.newton import Step
+from unlearn.repair.output_cut import OutputCut, cut_outputs
 from unlearn.repair.rivals import RIVALS, Rival, RivalEdit
 
 __all__ = [
@@ -12,11 +14,15 @@ __all__ = [
     "Changes",
     "Cost",
     "Edit",
+    "OutputCut",
     "Rival",
     "RivalEdit",
     "Step",
     "apply_changes",
     "chosen_parameters",
+    "cut_outputs",
+    "drop_outputs",
     "relabel",
     "remove",
+    "remove_class",
 ]

@@ -101,7 +101,7 @@ def apply_changes(
     Args:
         model: the trained model; not changed.
         data: the rows it was trained on, with their old labels.
-        changes: rows to remove and to relabel.
+        changes: rows to remove and to relabel, classes to remove.
         record: how it was trained; gives weight decay, damping, snapshots and row order.
         budget: training epochs that may be replayed; 0 edits the final weights.
         curvature: the preconditioner for an edit of the final weights; fitted where missing.
@@ -127,6 +127,7 @@ def apply_changes(
         StaleCurvatureError: curvature of other weights.
     """
     rows, the_task = as_rows(data), get_task(task)
+    changes = changes.on(rows)
     changes.check(rows, allow_empty_class=allow_empty_class)
     if not 0 <= budget < math.inf:
         raise InputError(f"budget is {budget}; give a finite number of training epochs, 0 or more")

@@ -1,4 +1,4 @@
-"""What is asked for: rows to remove, rows to relabel; checked once, before anything is computed."""
+"""What is asked for: rows to remove, rows to relabel, classes to remove; checked once, before anything is computed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from unlearn.errors import InputError, some
 
 HEADER = "# unlearn decisions 1"
 COLUMNS = ("id", "action", "label")
+ACTIONS = ("remove", "relabel", "remove-class", "keep")
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Rows to remove and rows to relabel.
+    """Rows to remove, rows to relabel, classes to remove.
 
     Attributes:
         removed: ids.
         relabelled: new label by id; numbers of NumPy and torch become Python's.
+        removed_classes: classes of which no row is to be left; :meth:`on` names their rows in ``removed``.
 
     >>> changes = Changes(removed=("a",), relabelled={"b": 3})
     >>> changes.ids, changes.action
@@ -34,10 +36,16 @@ class Changes:
 
     removed: tuple[str, ...] = ()
     relabelled: Mapping[str, int | float] = field(default_factory=dict)
+    removed_classes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        numbers = {row: label.item() if hasattr(label, "item") else label for row, label in self.relabelled.items()}
-        object.__setattr__(self, "relabelled", numbers)
+        object.__setattr__(self, "relabelled", {row: _plain(label) for row, label in self.relabelled.items()})
+        object.__setattr__(self, "removed_classes", tuple(map(_plain, self.removed_classes)))
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is to be changed."""
+        return bool(self.ids or self.removed_classes)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -53,8 +61,46 @@ class Changes:
 
     @property
     def action(self) -> str:
-        """``remove``, ``relabel`` or ``mixed``."""
-        return "mixed" if self.removed and self.relabelled else "remove" if self.removed else "relabel"
+        """``remove``, ``relabel``, ``mixed``, or ``remove-class`` where rows go because of their class."""
+        removal = "remove-class" if self.removed_classes else "remove" if self.removed else ""
+        return "mixed" if removal and self.relabelled else removal or "relabel"
+
+    def on(self, data: Rows) -> Changes:
+        """Return the changes with every row of the removed classes named.
+
+        A row of such a class that is relabelled is not removed: it goes on as a row of its new class.
+
+        Raises:
+            InputError: the data has no classes or no row of one, a row is to be relabelled to a class that is to be
+                removed, or fewer than two classes would be left.
+
+        >>> import torch
+        >>> rows = Rows.from_tensors(torch.eye(4), torch.tensor([0, 1, 2, 2]))
+        >>> Changes(removed_classes=(2,)).on(rows).removed
+        ('2', '3')
+        """
+        if not self.removed_classes:
+            return self
+        if data.classes is None:
+            raise InputError(f"{data.name} has no classes, so none can be removed; name the rows to remove")
+        labels, gone = data.labels.tolist(), set(self.removed_classes)
+        for one in self.removed_classes:
+            if one not in labels:
+                raise InputError(
+                    f"no row of {data.name} is of class {one}; its classes are {some(sorted(set(labels)), 12)}"
+                )
+        for row, label in self.relabelled.items():
+            if label in gone:
+                raise InputError(f"row {row!r} is relabelled to class {label}, which is removed; decide once")
+        left = (set(labels) | set(self.relabelled.values())) - gone
+        if len(left) < 2:
+            raise InputError(
+                f"without class {some(self.removed_classes)} the rows of {data.name} would be of "
+                f"{f'class {min(left)} alone' if left else 'no class'}; at least two classes must be left"
+            )
+        named = set(self.ids)
+        of_classes = (row for row, label in zip(data.ids, labels, strict=True) if label in gone and row not in named)
+        return Changes((*self.removed, *of_classes), self.relabelled, self.removed_classes)
 
     def check(self, data: Rows, *, allow_empty_class: bool = False) -> None:
         """Refuse what can not be meant.
@@ -74,10 +120,10 @@ class Changes:
             raise InputError(f"{len(same)} rows carry their new label already: {some(map(repr, same))}; leave them out")
         if data.classes is not None and not allow_empty_class:
             before, after = set(data.labels.tolist()), set(edited.labels.tolist())
-            if before - after:
+            emptied = before - after - set(self.removed_classes)
+            if emptied:
                 raise InputError(
-                    f"no row of class {some(sorted(before - after))} would be left; pass allow_empty_class=True if you "
-                    "mean it"
+                    f"no row of class {some(sorted(emptied))} would be left; pass allow_empty_class=True if you mean it"
                 )
 
     def apply(self, data: Rows) -> Rows:
@@ -87,18 +133,19 @@ class Changes:
         return data.without(self.removed) if self.removed else data
 
     def save(self, path: str | Path) -> None:
-        """Write as CSV with the columns id, action, label."""
+        """Write as CSV with the columns id, action, label; a removed class is a line without id."""
         text = io.StringIO()
         text.write(HEADER + "\n")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows((row, "remove", "") for row in self.removed)
         writer.writerows((row, "relabel", label) for row, label in self.relabelled.items())
+        writer.writerows(("", "remove-class", label) for label in self.removed_classes)
         write_atomically(path, text.getvalue().encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Changes:
-        """Read decisions; the action is ``remove``, ``relabel`` or ``keep``.
+        """Read decisions; the action is ``remove``, ``relabel``, ``remove-class`` or ``keep``.
 
         Raises:
             InputError: what is wrong, with the line number.
@@ -117,39 +164,63 @@ class Changes:
         reader = csv.DictReader(io.StringIO(rest if skip else text, newline=""))
         if reader.fieldnames is None or not {"id", "action"} <= set(reader.fieldnames):
             raise InputError(f"{path} has columns {reader.fieldnames}; decisions need {', '.join(COLUMNS)}")
+        return cls.of((f"{path} line {reader.line_num + skip}", row) for row in reader)
+
+    @classmethod
+    def of(cls, decisions: Iterable[tuple[str, Mapping[str, Any]]]) -> Changes:
+        """Return the changes that decisions ask for.
+
+        Args:
+            decisions: where each stands, for messages, and its ``id``, ``action`` and ``label``.
+
+        Raises:
+            InputError: an unknown action, a row or class named twice, a label that is missing or no number.
+
+        >>> Changes.of([("first", {"id": "a", "action": "relabel", "label": "3"})])
+        Changes(removed=(), relabelled={'a': 3}, removed_classes=())
+        """
         seen: dict[str, str] = {}
         removed: list[str] = []
         relabelled: dict[str, int | float] = {}
-        for row in reader:
-            number, name, action = reader.line_num + skip, row["id"], row["action"]
+        classes: list[int] = []
+        for place, row in decisions:
+            name, action, label = row.get("id") or "", row["action"], _number(row.get("label"))
+            if action == "remove-class":
+                if name or not isinstance(label, int) or label in classes:
+                    raise InputError(
+                        f"{place}: remove-class takes a class as label, once, and no id; got id {name!r} and label "
+                        f"{row.get('label')!r}"
+                    )
+                classes.append(label)
+                continue
             if name in seen:
-                raise InputError(
-                    f"{path} line {number}: row {name!r} is named twice ({seen[name]}, {action}); decide once"
-                )
+                raise InputError(f"{place}: row {name!r} is named twice ({seen[name]}, {action}); decide once")
             seen[name] = action
             if action == "remove":
                 removed.append(name)
             elif action == "relabel":
-                label = _number(row.get("label") or "")
                 if label is None:
-                    raise InputError(
-                        f"{path} line {number}: relabel of {name!r} needs a number as label, not {row.get('label')!r}"
-                    )
+                    raise InputError(f"{place}: relabel of {name!r} needs a number as label, not {row.get('label')!r}")
                 relabelled[name] = label
             elif action != "keep":
-                raise InputError(f"{path} line {number}: unknown action {action!r}; known: remove, relabel, keep")
-        return cls(tuple(removed), relabelled)
+                raise InputError(f"{place}: unknown action {action!r}; known: {', '.join(ACTIONS)}")
+        return cls(tuple(removed), relabelled, tuple(classes))
 
 
-def _number(text: str) -> int | float | None:
+def _plain(label: Any) -> Any:
+    """Return a number of NumPy or torch as Python's."""
+    return label.item() if hasattr(label, "item") else label
+
+
+def _number(text: object) -> int | float | None:
     """Return a class or a finite number; None for anything else.
 
-    >>> _number("3"), _number("-0.5"), _number("three"), _number("nan")
-    (3, -0.5, None, None)
+    >>> _number("3"), _number("-0.5"), _number("three"), _number("nan"), _number(None)
+    (3, -0.5, None, None, None)
     """
     for kind in (int, float):
         try:
-            number = kind(text)
+            number = kind(str(text))
         except ValueError:
             continue
         return number if math.isfinite(number) else None

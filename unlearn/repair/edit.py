@@ -10,6 +10,7 @@ from torch import nn
 from unlearn.data import Rows
 from unlearn.repair.changes import Changes
 from unlearn.repair.newton import Step
+from unlearn.repair.output_cut import OutputCut
 from unlearn.training import TrainingRecord
 
 
@@ -58,6 +59,7 @@ class Edit:
         budget: training epochs that might be replayed.
         start_step: the training step whose snapshot was edited; None for the final weights.
         layers: patterns of the only layers that were edited; None for all.
+        cut: outputs that were cut from ``model`` after the edit; None where all are there.
         notes: what a reader should know, such as a step that was not accepted.
     """
 
@@ -74,7 +76,13 @@ class Edit:
     budget: float = 0.0
     start_step: int | None = None
     layers: tuple[str, ...] | None = None
+    cut: OutputCut | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def comparable(self) -> nn.Module:
+        """The edited model with all its outputs, as retrained models have them."""
+        return self.model if self.cut is None else self.cut.whole
 
     @property
     def edited_data(self) -> Rows:
@@ -88,6 +96,7 @@ class Edit:
             "action": self.changes.action,
             "removed": len(self.changes.removed),
             "relabelled": len(self.changes.relabelled),
+            "removed_classes": list(self.changes.removed_classes),
             "budget": self.budget,
             "start_step": self.start_step,
             "layers": None if self.layers is None else list(self.layers),

@@ -113,7 +113,7 @@ def _group(
         labels_for_accuracy=labels,
         phi_labels=rows.labels,
         unedited=logits(edit.original),
-        edited=logits(edit.model),
+        edited=logits(edit.comparable),
         coupled=None if references.coupled is None else logits(references.coupled),
         independent=[logits(model) for model in references.independent],
         rivals={rival: logits(model) for rival, model in rivals.items()},
