@@ -16,6 +16,7 @@ BUILT_INS = {
     "RecipeError": ValueError,
     "FolderError": OSError,
     "ConvergenceError": ArithmeticError,
+    "WorkerError": RuntimeError,
     "MissingExtraError": ImportError,
 }
 

@@ -49,6 +49,10 @@ class ConvergenceError(UnlearnError, ArithmeticError):
     """An iterative solver ended without the answer it was asked for."""
 
 
+class WorkerError(UnlearnError, RuntimeError):
+    """A worker process ended before its work was done."""
+
+
 class MissingExtraError(UnlearnError, ImportError):
     """An optional dependency is not installed."""
 

@@ -11,6 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Item = TypeVar("Item")
 _ACTIVE: ContextVar[Progress | None] = ContextVar("active_progress", default=None)
+_HIDDEN: ContextVar[bool] = ContextVar("hidden_progress", default=False)
+
+
+def hide_bars() -> None:
+    """Show no bars from here on: for worker processes, whose bars would overwrite those of their parent."""
+    _HIDDEN.set(True)
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
@@ -20,7 +26,7 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
     [1, 2]
     """
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if _HIDDEN.get() or not console.is_terminal:
         yield from items
         return
     outer = _ACTIVE.get()

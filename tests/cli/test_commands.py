@@ -69,7 +69,8 @@ def test_stage_by_stage(unlearn: Unlearn, tiny_recipe: Path, tiny_run: Path, tmp
     assert code == 0
     assert json.loads(out)["method"] == "rewind-newton-replay"
     assert (folder / "edited.safetensors").read_bytes() == (tiny_run / "edited.safetensors").read_bytes()
-    code, out, _ = unlearn("verify", folder, "--references", 2, "--json")
+    code, out, err = unlearn("verify", folder, "--references", 2, "--processes", 1, "--json")
+    assert "references: 3 retrains of 5 training epochs, 15 in all" in err
     outcome = json.loads(out)["outcome"]
     assert code == {"pass": 0, "fail": 1, "undecided": 3}[outcome]
 
@@ -105,6 +106,18 @@ def test_a_new_verdict_takes_the_older_report_away(unlearn: Unlearn, run_copy: P
     assert unlearn("verify", run_copy, "--references", 0)[0] == 3
     assert not (run_copy / "report.html").exists()
     assert not (run_copy / "report.json").exists()
+
+
+def test_retrains_of_ones_own_are_the_references(unlearn: Unlearn, run_copy: Path) -> None:
+    own = sorted((run_copy / "references").glob("seed-*.safetensors"))
+    words = [word for path in own for word in ("--retrained", path)]
+    code, out, _ = unlearn("verify", run_copy, "--json")
+    code_of_own, out_of_own, err = unlearn("verify", run_copy, *words, "--json")
+    assert (code, json.loads(out)["table"]) == (code_of_own, json.loads(out_of_own)["table"])
+    assert "retrains" not in err
+    assert "no coupled retrain" in json.loads(out_of_own)["notes"][0]
+    assert unlearn("verify", run_copy, *words, "--references", 3)[0] == 2
+    assert unlearn("verify", run_copy, "--processes", "many")[0] == 2
 
 
 BAD = {

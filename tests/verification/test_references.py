@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import unlearn
 from unlearn.data import Rows
-from unlearn.errors import InputError, RecordError
+from unlearn.errors import CheckpointError, InputError, RecordError, WorkerError
 from unlearn.models import build_model
 from unlearn.training import TrainingRecord, TrainSettings, replay
-from unlearn.verification.references import exchanged, fresh_weights, train_references
+from unlearn.verification.references import Price, exchanged, fresh_weights, given_references, train_references
 
 Trained = tuple[nn.Module, Rows, TrainingRecord, Path]
 COUNT = 100
@@ -228,8 +231,8 @@ def test_what_belongs_to_something_else_is_trained_anew(trained: Trained, tmp_pa
     curved[2] = nn.Tanh()
     assert trained_again(curved, rows, record) == 2
     assert trained_again(model, rows, record) == 2
-    # the user's own training once got a replay from the folder
-    assert trained_again(model, rows, record, train=lambda data, seed: fresh_weights(model, seed)) == 2
+    # the user's own training once got a replay from the folder; the coupled retrain is the record's in any case
+    assert trained_again(model, rows, record, train=lambda data, seed: fresh_weights(model, seed)) == 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "empty", "text"])
@@ -251,3 +254,96 @@ def test_a_damaged_file_is_trained_anew(trained: Trained, tmp_path: Path, damage
     assert again.trained == 1
     assert same(first.coupled, again.coupled)
     assert path.read_bytes() == whole
+
+
+def test_several_processes_give_the_bytes_of_one(trained: Trained, tmp_path: Path) -> None:
+    """The caller's tensors stay where they are: sent as they are, they once moved into shared memory."""
+    model, rows, record, _ = trained
+    told: list[Price] = []
+    found = train_references(model, rows, record, count=2, folder=tmp_path / "two", processes=2, tell=told.append)
+    assert told == [Price(retrains=3, finished=0, epochs=3.0, processes=2)]
+    one = train_references(model, rows, record, count=2, folder=tmp_path / "one")
+    assert all(same(a, b) for a, b in zip(found.independent, one.independent, strict=True))
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
+    assert all((tmp_path / "one" / n).read_bytes() == (tmp_path / "two" / n).read_bytes() for n in names)
+    assert not any(p.is_shared() for p in model.parameters())
+
+
+def killed_at_1002(rows: Rows, seed: int) -> nn.Module:
+    """A training whose third run is ended by the system."""
+    if seed == 1002:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return fresh_weights(nn.Linear(64, 10), seed)
+
+
+def test_a_killed_worker_is_one_clear_line_and_finished_retrains_stay(tmp_path: Path) -> None:
+    rows = Rows.from_tensors(torch.zeros(2, 64), torch.tensor([0, 9]))
+    model = nn.Linear(64, 10)
+    train_references(model, rows, None, count=2, train=killed_at_1002, folder=tmp_path)
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(WorkerError, match=r"a worker process ended with [01] of 2 retrains done: killed") as caught:
+        train_references(model, rows, None, count=4, train=killed_at_1002, folder=tmp_path, processes=2)
+    assert "\n" not in str(caught.value)
+    assert all((tmp_path / name).read_bytes() == data for name, data in kept.items())
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_what_can_not_be_sent_and_a_wrong_number_of_processes_are_refused(trained: Trained) -> None:
+    model, rows, _, _ = trained
+    with pytest.raises(InputError, match=r"can not be sent to another process.*or use processes=1"):
+        train_references(model, rows, None, count=2, train=lambda data, seed: model, processes=2)
+    with pytest.raises(InputError, match="processes is 0; give a number above 0, or 'auto'"):
+        train_references(model, rows, None, count=2, train=killed_at_1002, processes=0)
+
+
+def test_the_price_is_told_before_anything_is_trained(trained: Trained, tmp_path: Path) -> None:
+    model, rows, record, _ = trained
+    changed = rows.without(rows.ids[:10])
+    told: list[Price] = []
+
+    def tell(price: Price) -> None:
+        assert len(list(tmp_path.iterdir())) == price.finished
+        told.append(price)
+
+    for count in (1, 3):
+        train_references(model, changed, record, count=count, folder=tmp_path, tell=tell)
+    # three epochs without a tenth of the rows, the coupled retrain among them
+    assert told == [Price(2, 0, pytest.approx(2.7)), Price(2, 2, pytest.approx(2.7))]
+    assert told[0].total == pytest.approx(5.4)
+    train_references(model, rows, None, count=1, train=killed_at_1002, tell=told.append)
+    assert told[-1].total is None
+    assert "cost is not known" in str(told[-1])
+
+
+def test_retrains_of_the_users_own(trained: Trained, tmp_path: Path) -> None:
+    """Files of this tool, of another program, and modules."""
+    model = trained[0]
+    own = [fresh_weights(model, seed) for seed in (1, 2, 3)]
+    unlearn.save_checkpoint(tmp_path / "ours.safetensors", own[0])
+    save_file(own[1].state_dict(), tmp_path / "foreign.safetensors")
+    found = given_references([tmp_path / "ours.safetensors", str(tmp_path / "foreign.safetensors"), own[2]], model)
+    assert all(same(a, b) for a, b in zip(found.independent, own, strict=True))
+    assert found.coupled is None
+    assert "no coupled retrain" in found.notes[0]
+    other = build_model("mlp", inputs=64, classes=10, widths=[9])
+    unlearn.save_checkpoint(tmp_path / "other.safetensors", other)
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        given_references([tmp_path / "other.safetensors"], model)
+
+
+@pytest.mark.parametrize(
+    ("missing", "why"),
+    [("record", "foreign weights have no training record"), ("order", "no row order"), ("snapshots", "no snapshot of")],
+)
+def test_why_there_is_no_coupled_retrain_is_said(trained: Trained, missing: str, why: str) -> None:
+    model, rows, record, _ = trained
+    poorer = {
+        "record": None,
+        "order": replace(record, order=None),
+        "snapshots": replace(record, snapshots={}),
+    }[missing]
+    (note,) = train_references(model, rows, poorer, count=0).notes
+    assert note.startswith(why)
+    assert note.endswith("so there is no coupled retrain")
+    assert train_references(model, rows, record, count=0).notes == ()

@@ -78,4 +78,6 @@ def print_verdict(facts: Mapping[str, Any]) -> None:
                 for row in facts["table"]
             ],
         )
+    for note in facts.get("notes", ()):
+        print_wrapped(f"note: {note}")
     print_wrapped(f"verdict: {facts['outcome'].upper()}. {facts['reason']}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ from unlearn.predict import predict
 from unlearn.repair import RIVALS, Changes, Edit, OutputCut, apply_changes, drop_outputs
 from unlearn.report import assemble_report, render_report
 from unlearn.training import train
-from unlearn.verification import Verdict, verify
+from unlearn.verification import Price, Verdict, verify
+from unlearn.verification.processes import Processes
 
 SHOWN = 48
 BINS = 60
@@ -169,8 +170,14 @@ def write_cut(run: Run, model: nn.Module, cut: OutputCut) -> None:
     )
 
 
-def verify_stage(run: Run, references: int | None = None) -> Verdict:
-    """Train references, measure distances beside rivals at equal cost, and decide."""
+def verify_stage(
+    run: Run,
+    references: int | Sequence[str] | None = None,
+    *,
+    processes: Processes = 1,
+    tell: Callable[[Price], None] | None = None,
+) -> Verdict:
+    """Train references (or take the files given), measure distances beside rivals at equal cost, and decide."""
     section, edit = run.recipe.verify, run.edit()
     _take_away(run, "report.json", "report.html")
     epochs = max(1, round(edit.cost.total))
@@ -191,6 +198,8 @@ def verify_stage(run: Run, references: int | None = None) -> Verdict:
         tolerance=section.tolerance,
         seed=section.verdict_seed,
         folder=run.folder / "references",
+        processes=processes,
+        tell=tell,
     )
     write_atomically(run.folder / "verdict.json", verdict.to_json().encode())
     return verdict

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from unlearn.predict import predict
 from unlearn.repair import Edit
 from unlearn.tasks import phi
 from unlearn.verification.distances import Group, measure
-from unlearn.verification.references import References, Train, train_references
+from unlearn.verification.processes import Processes
+from unlearn.verification.references import Price, References, Train, given_references, train_references
 from unlearn.verification.verdict import TOLERANCE, GroupPhi, Verdict, decide
 
 
@@ -24,24 +25,29 @@ def verify(
     edit: Edit,
     *,
     test: Any,
-    references: int | References = 3,
+    references: int | References | Sequence[nn.Module | str | Path] = 3,
     train: Train | None = None,
     rivals: Mapping[str, nn.Module] | None = None,
     tolerance: float = TOLERANCE,
     seed: int = 0,
     folder: str | Path | None = None,
+    processes: Processes = 1,
+    tell: Callable[[Price], None] | None = None,
 ) -> Verdict:
     """Compare an edited model with retraining on the changed data, and decide by the rule of math.md 5.
 
     Args:
         edit: what :func:`unlearn.remove` or :func:`unlearn.relabel` returned.
         test: rows that neither training nor edit saw.
-        references: number of independent retrains, or references already trained.
+        references: number of independent retrains; or the user's own retrains on the changed data, as modules or
+            safetensors files.
         train: the user's ``(data, seed) -> model``, where the record alone can not retrain.
         rivals: other edited models to measure beside, by name.
         tolerance: of the verdict; printed with it.
         seed: of the verdict's resampling.
         folder: where finished retrains are kept and looked for.
+        processes: how many to retrain in at once, or ``auto``; see :func:`unlearn.verification.train_references`.
+        tell: called with the price of the references before the first is trained.
 
     Returns:
         The verdict, with the measures of every model in ``measures``. Without references it is undecided.
@@ -53,16 +59,26 @@ def verify(
     if edit.data.classes is None:
         raise InputError(f"the verdict compares class probabilities, and {edit.data.name} has none")
     test_rows = as_rows(test)
-    if not isinstance(references, References):
+    if isinstance(references, int):
         references = train_references(
-            edit.original, edit.edited_data, edit.record, count=references, train=train, folder=folder
+            edit.original,
+            edit.edited_data,
+            edit.record,
+            count=references,
+            train=train,
+            folder=folder,
+            processes=processes,
+            tell=tell,
         )
+    elif not isinstance(references, References):
+        references = given_references(references, edit.original)
     groups = [
         _group(name, rows, labels, edit, references, rivals or {})
         for name, (rows, labels) in _rows_of(edit, test_rows).items()
     ]
     measures = tuple(row for group in groups for row in measure(group))
-    return replace(decide_groups(groups, tolerance=tolerance, seed=seed), measures=measures)
+    verdict = decide_groups(groups, tolerance=tolerance, seed=seed)
+    return replace(verdict, measures=measures, notes=references.notes)
 
 
 def decide_groups(groups: list[Group], *, tolerance: float, seed: int) -> Verdict:

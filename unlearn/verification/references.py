@@ -1,23 +1,22 @@
-"""Retrained models to compare with: the coupled retrain and independent ones, on the changed data."""
+"""Retrained models to compare with: the coupled retrain and independent ones, or the user's own."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import nn
 
-from unlearn.atomic import make_folder, write_atomically
-from unlearn.checkpoint.digests import canonical_json, sha256_of_tensors
+from unlearn.checkpoint import load_weights, read_checkpoint
 from unlearn.data import Rows
 from unlearn.errors import InputError, RecordError
-from unlearn.progress import track
 from unlearn.training import BatchOrder, TrainingRecord, fresh_weights, replay
+from unlearn.training.order import EMPTY
+from unlearn.verification.processes import Processes, allowed_processes, each_seed
+from unlearn.verification.retrain_store import RetrainStore
 
 Train = Callable[[Rows, int], nn.Module]
 FIRST_SEED = 1000
@@ -31,11 +30,49 @@ class References:
         coupled: with the original's initial weights and row order; None where these are not known.
         independent: with other seeds.
         trained: how many were trained now, not read from a folder.
+        notes: what a reader should know, such as why there is no coupled retrain.
     """
 
     coupled: nn.Module | None
     independent: tuple[nn.Module, ...]
-    trained: int
+    trained: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Price:
+    """What references will cost, told before they are trained.
+
+    Attributes:
+        retrains: how many are trained now.
+        finished: how many were trained before and are read.
+        epochs: of one retrain, in epochs of the original's rows; None where only the user's own ``train`` knows.
+        processes: in how many processes they are trained.
+    """
+
+    retrains: int
+    finished: int
+    epochs: float | None
+    processes: int = 1
+
+    @property
+    def total(self) -> float | None:
+        """Training epochs of all that is trained now; None if not known."""
+        return 0.0 if not self.retrains else None if self.epochs is None else self.retrains * self.epochs
+
+    def __str__(self) -> str:
+        """Say it in one sentence.
+
+        >>> str(Price(retrains=4, finished=2, epochs=14.9, processes=2))
+        '4 retrains of 14.9 training epochs, 59.6 in all, in 2 processes; 2 were finished before'
+        """
+        words = f"{self.retrains} retrain{'' if self.retrains == 1 else 's'}"
+        if self.epochs is not None:
+            words += f" of {self.epochs:.3g} training epochs, {self.retrains * self.epochs:.3g} in all"
+        else:
+            words += " by your own train=, whose cost is not known here"
+        words += f", in {self.processes} processes" if self.processes > 1 else ""
+        return words + (f"; {self.finished} were finished before" if self.finished else "")
 
 
 def train_references(
@@ -46,6 +83,8 @@ def train_references(
     count: int,
     train: Train | None = None,
     folder: str | Path | None = None,
+    processes: Processes = 1,
+    tell: Callable[[Price], None] | None = None,
 ) -> References:
     """Train the coupled retrain and ``count`` independent ones on the changed data, or read those already in a folder.
 
@@ -61,44 +100,113 @@ def train_references(
         train: ``(data, seed) -> model``.
         folder: where finished retrains are kept and looked for. ``train`` is known there by its name only: give
             another folder when its body changes.
+        processes: how many to train in at once, or ``auto``: as many as there are cores for. A script that asks for
+            more than one needs ``if __name__ == "__main__":``. The weights are the same bytes in any number.
+        tell: called with the price before the first training.
 
     Raises:
         InputError: count is negative.
         RecordError: the record alone can not retrain, and no ``train`` is given.
+        WorkerError: a process was ended from outside; what is in the folder stays.
     """
     if count < 0:
         raise InputError(f"references is {count}; give 0 or more")
-    store = _Store(folder, model, data, record, train)
-    coupled = None
-    if record is not None and record.order is not None and 0 in record.snapshots:
-        first = record.snapshot(0)
+    why_not = _no_coupled(record)
+    if train is None and count > 0 and (record is None or record.order is None):
+        raise RecordError(
+            "no row order is recorded, so no reference can be trained: pass "
+            "train=(data, seed) -> model, or references=0"
+        )
+    offset = (record.seed or 0 if record is not None else 0) * FIRST_SEED
+    seeds: list[int | None] = [] if why_not else [None]
+    seeds += [FIRST_SEED + k + offset for k in range(count)]
+    stores = {seed: RetrainStore(folder, model, data, record, None if seed is None else train) for seed in seeds}
+    found = {seed: stores[seed].find(_name(seed)) for seed in seeds}
+    missing = [seed for seed in seeds if found[seed] is None]
+    several = allowed_processes(processes, len(missing), next(model.parameters()).device)
+    if tell is not None:
+        own = train is not None and count > 0
+        epochs = None if own or record is None else retrain_epochs(record, data)
+        tell(Price(len(missing), len(seeds) - len(missing), epochs, several))
+    plain = None if record is None else replace(record, snapshots=dict(record.snapshots))
+    for seed, made in each_seed(_Retrain(model, data, plain, train), missing, several, "retrains"):
+        found[seed] = stores[seed].keep(_name(seed), made)
+    models = {seed: kept for seed, kept in found.items() if kept is not None}
+    independent = tuple(models[seed] for seed in seeds if seed is not None)
+    notes = (why_not,) if why_not else ()
+    return References(models.get(None), independent, len(missing), notes)
 
-        def retrain() -> nn.Module:
-            start = copy.deepcopy(model)
-            first.restore(start)
-            return replay(start, data, record, snapshot=first, description="coupled retrain")[0]
 
-        coupled = store.get("coupled", retrain)
-    own = train
-    if own is None and count > 0:
-        if record is None or record.order is None:
-            raise RecordError(
-                "no row order is recorded, so no reference can be trained: pass "
-                "train=(data, seed) -> model, or references=0"
-            )
-        own = _retrainer(model, record)
-    independent = []
-    for k in track(range(count), "references"):
-        seed = FIRST_SEED + k + (record.seed or 0 if record is not None else 0) * FIRST_SEED
-        independent.append(store.get(f"seed-{seed}", lambda seed=seed: own(data, seed)))  # type: ignore[misc]
-    return References(coupled, tuple(independent), store.trained)
+def given_references(models: Sequence[nn.Module | str | Path], like: nn.Module) -> References:
+    """Return the user's own retrains as independent references.
+
+    Args:
+        models: modules, or safetensors files of this tool or another.
+        like: the architecture that files are loaded into.
+
+    Raises:
+        CheckpointError: a file is damaged or does not fit.
+    """
+    loaded = [
+        one if isinstance(one, nn.Module) else load_weights(like, read_checkpoint(one, require_provenance=False)).eval()
+        for one in models
+    ]
+    note = "the references were given, so there is no coupled retrain; they are taken to be independent of the edit"
+    return References(None, tuple(loaded), 0, (note,))
 
 
-def _retrainer(model: nn.Module, record: TrainingRecord) -> Train:
-    def train(data: Rows, seed: int) -> nn.Module:
-        return replay(fresh_weights(model, seed), data, exchanged(record, seed), description=f"retrain {seed}")[0]
+def retrain_epochs(record: TrainingRecord, data: Rows) -> float | None:
+    """Return the cost of one retrain on the changed data, in epochs of the original's rows; None without a row order.
 
-    return train
+    >>> import torch
+    >>> record = TrainingRecord("sgd", 0.1, 2, order=BatchOrder.from_batches([["0", "1"], ["1", "0"]]))
+    >>> rows = Rows.from_tensors(torch.eye(2), torch.tensor([0, 1]))
+    >>> retrain_epochs(record, rows), retrain_epochs(record, rows.without(["1"]))
+    (2.0, 1.0)
+    """
+    if record.order is None:
+        return None
+    return float((record.order.on(data) != EMPTY).sum()) / len(record.order.ids)
+
+
+def _no_coupled(record: TrainingRecord | None) -> str | None:
+    """Return why there is no coupled retrain, or None if there is one."""
+    missing = (
+        "foreign weights have no training record"
+        if record is None
+        else "no row order was recorded"
+        if record.order is None
+        else "no snapshot of the initial weights was recorded"
+        if 0 not in record.snapshots
+        else None
+    )
+    return None if missing is None else f"{missing}, so there is no coupled retrain"
+
+
+def _name(seed: int | None) -> str:
+    return "coupled" if seed is None else f"seed-{seed}"
+
+
+@dataclass(frozen=True)
+class _Retrain:
+    """The coupled retrain for None, an independent one for a seed; may be sent to another process."""
+
+    model: nn.Module
+    data: Rows
+    record: TrainingRecord | None
+    train: Train | None
+
+    def __call__(self, seed: int | None) -> nn.Module:
+        if seed is not None and self.train is not None:
+            return self.train(self.data, seed)
+        if self.record is None:
+            raise RecordError("there is no training record to retrain by: pass train=(data, seed) -> model")
+        if seed is not None:
+            start = fresh_weights(self.model, seed)
+            return replay(start, self.data, exchanged(self.record, seed), description=f"retrain {seed}")[0]
+        first, start = self.record.snapshot(0), copy.deepcopy(self.model)
+        first.restore(start)
+        return replay(start, self.data, self.record, snapshot=first, description="coupled retrain")[0]
 
 
 def exchanged(record: TrainingRecord, seed: int) -> TrainingRecord:
@@ -116,56 +224,3 @@ def exchanged(record: TrainingRecord, seed: int) -> TrainingRecord:
     shuffled = np.random.default_rng([seed, 1]).permutation(len(order.ids))
     exchanged_order = BatchOrder(tuple(order.ids[i] for i in shuffled), order.positions)
     return replace(record, order=exchanged_order, seed=seed, snapshots={})
-
-
-class _Store:
-    """Finished retrains in a folder, kept under the data, record, architecture and training they belong to."""
-
-    def __init__(
-        self,
-        folder: str | Path | None,
-        model: nn.Module,
-        data: Rows,
-        record: TrainingRecord | None,
-        train: Train | None,
-    ) -> None:
-        self.folder = None if folder is None else make_folder(folder)
-        self.model = model
-        self.key = data.fingerprint[:16] if folder is not None else ""
-        about = {} if record is None else {**record.to_dict(), "snapshots": record.snapshots.get(0)}
-        own = (
-            None if train is None else f"{train.__module__}.{getattr(train, '__qualname__', type(train).__qualname__)}"
-        )
-        self.about = {**about, "architecture": str(model), "train": own}
-        self.trained = 0
-
-    def get(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-        """Return the retrain of this name, read or made."""
-        path = None if self.folder is None else self.folder / f"{name}-{self.key}.safetensors"
-        if path is not None and path.exists():
-            found = self._read(path)
-            if found is not None:
-                return found
-        made = make()
-        self.trained += 1
-        if path is not None:
-            tensors = {key: value.detach().cpu().contiguous().clone() for key, value in made.state_dict().items()}
-            write_atomically(path, save(tensors, self._metadata(tensors)))
-        return made
-
-    def _metadata(self, tensors: dict[str, Tensor]) -> dict[str, str]:
-        """Return one entry: safetensors writes several in no fixed order."""
-        return {"unlearn": canonical_json({**self.about, "tensors_sha256": sha256_of_tensors(tensors)})}
-
-    def _read(self, path: Path) -> nn.Module | None:
-        try:
-            with safe_open(path, "pt") as file:
-                said = file.metadata()
-            tensors = load_file(path)
-            if said != self._metadata(tensors):
-                return None
-            model = copy.deepcopy(self.model)
-            model.load_state_dict(tensors)
-        except (SafetensorError, RuntimeError, OSError):
-            return None
-        return model.eval()

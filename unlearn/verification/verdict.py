@@ -71,6 +71,7 @@ class Verdict:
             ``rows``, ``references`` (their numbers), ``unedited_r``, ``unedited_lower``, ``unedited_upper``.
             What can not be measured is None.
         measures: rows of :func:`unlearn.verification.measure`, all models on all groups.
+        notes: what a reader should know, such as why there is no coupled retrain.
     """
 
     outcome: str
@@ -78,6 +79,7 @@ class Verdict:
     tolerance: float
     table: list[dict[str, Any]]
     measures: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -93,6 +95,7 @@ class Verdict:
             "tolerance": self.tolerance,
             "table": [dict(row) for row in self.table],
             "measures": [dict(row) for row in self.measures],
+            "notes": list(self.notes),
         }
 
     def to_json(self) -> str:
@@ -121,6 +124,7 @@ class Verdict:
             data["tolerance"],
             [dict(row) for row in data["table"]],
             tuple(data.get("measures", ())),
+            tuple(data.get("notes", ())),
         )
 
     def __str__(self) -> str:
