@@ -62,8 +62,10 @@ if TYPE_CHECKING:
     from unlearn.training import load_checkpoint as load_checkpoint
     from unlearn.training import train as train
     from unlearn.training import train_to_optimum as train_to_optimum
+    from unlearn.verification import Evidence as Evidence
     from unlearn.verification import Verdict as Verdict
     from unlearn.verification import verify as verify
+    from unlearn.verification.evidence import evidence as evidence
 
 _ROOMS = {
     "unlearn.checkpoint": ("save_checkpoint",),
@@ -129,7 +131,9 @@ _ROOMS = {
         "train_to_optimum",
     ),
     "unlearn.verification": (
+        "Evidence",
         "Verdict",
+        "evidence",
         "verify",
     ),
 }

@@ -6,6 +6,7 @@ from typing import Literal
 
 import click
 
+from unlearn.cli.evidence import print_evidence
 from unlearn.cli.shared import device_option, json_option, print_json, print_verdict, run_argument
 
 
@@ -35,7 +36,8 @@ def verify(
     Exits with 0 for a pass, 1 for a fail, 3 for undecided. The verdict compares
     the edit's distance to independent retrains with their distance to each
     other. What the retrains will cost is told first. Finished ones are kept in
-    the run folder.
+    the run folder. With 0 references nothing is retrained but the original
+    itself, and evidence is given, never a verdict.
 
     \b
     Example: unlearn verify runs/digits --references 5
@@ -43,6 +45,7 @@ def verify(
     if retrained and references is not None:
         raise click.UsageError("--references trains and --retrained gives trained models; pass one of them")
     from unlearn.pipeline import Run, verify_stage
+    from unlearn.pipeline.evidence import gather_evidence
 
     run = Run.open(run_folder, device=device)
     verdict = verify_stage(
@@ -51,10 +54,13 @@ def verify(
         processes=_processes(processes),
         tell=lambda price: click.echo(f"references: {price}", err=True),
     )
+    found = None if verdict.table else gather_evidence(run)
     if as_json:
-        print_json(verdict.to_dict())
+        print_json(verdict.to_dict() | ({} if found is None else {"evidence": found.to_dict()}))
     else:
         print_verdict(verdict.to_dict())
+        if found is not None:
+            print_evidence(found.to_dict())
     click.get_current_context().exit(verdict.exit_code)
 
 
