@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from unlearn.models import build_model as build_model
     from unlearn.repair import Changes as Changes
     from unlearn.repair import Edit as Edit
+    from unlearn.repair import EditChain as EditChain
     from unlearn.repair import apply_changes as apply_changes
     from unlearn.repair import relabel as relabel
     from unlearn.repair import remove as remove
@@ -115,6 +116,7 @@ _ROOMS = {
     "unlearn.repair": (
         "Changes",
         "Edit",
+        "EditChain",
         "apply_changes",
         "relabel",
         "remove",

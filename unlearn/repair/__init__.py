@@ -1,19 +1,24 @@
 """Edits that bring a model to where training on changed data would have led, and the rivals."""
 
 from unlearn.repair.apply import apply_changes, relabel, remove
+from unlearn.repair.chain import EditChain
 from unlearn.repair.changes import Changes
 from unlearn.repair.chosen_layers import chosen_parameters
 from unlearn.repair.class_removal import drop_outputs, remove_class
+from unlearn.repair.drift import DRIFT_LIMIT, Drift
 from unlearn.repair.edit import Cost, Edit
 from unlearn.repair.newton import Step
 from unlearn.repair.output_cut import OutputCut, cut_outputs
 from unlearn.repair.rivals import RIVALS, Rival, RivalEdit
 
 __all__ = [
+    "DRIFT_LIMIT",
     "RIVALS",
     "Changes",
     "Cost",
+    "Drift",
     "Edit",
+    "EditChain",
     "OutputCut",
     "Rival",
     "RivalEdit",

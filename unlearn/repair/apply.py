@@ -6,11 +6,13 @@ import copy
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from unlearn.curvature import Curvature, fit_curvature, loss_gradient
+from unlearn.curvature.digest import weights_digest
 from unlearn.curvature.layers import patterns_of
 from unlearn.curvature.vectors import add_scaled, norm
 from unlearn.data import Rows, as_rows
@@ -25,7 +27,7 @@ from unlearn.repair.newton import Step, load_weights, newton_steps
 from unlearn.repair.objective import EditedObjective
 from unlearn.repair.rewind import check_final_weights, check_record, last_snapshot, rewind_step
 from unlearn.tasks import Task, get_task, phi
-from unlearn.training import TrainingRecord, replay
+from unlearn.training import Snapshot, Successor, TrainingRecord, replay
 
 ITERATIONS = 5
 FACTOR_SHARE = 4
@@ -89,6 +91,7 @@ def apply_changes(
     skip: Iterable[str] = (),
     layers: str | Iterable[str] | None = None,
     allow_empty_class: bool = False,
+    successor: str | Path | None = None,
 ) -> Edit:
     """Edit a model as if the changes had been made before its training.
 
@@ -116,6 +119,8 @@ def apply_changes(
             After the idea of Grad-ReLU (LayerMatch, arXiv 2406.14207, abstract): it keeps the harmful gradients of
             pseudo-labels out of the classification layer in training, this takes them out of a layer afterwards.
         allow_empty_class: whether all rows of a class may go.
+        successor: a folder for the record of the edited training, from which a next edit can start; see
+            :mod:`unlearn.training.successor` and :class:`unlearn.repair.EditChain`.
 
     Returns:
         The edit. A step that was not accepted leaves the weights as they were, and a note says so.
@@ -147,14 +152,18 @@ def apply_changes(
         raise InputError(
             f"the curvature given was fitted with skip={curvature.options['skip']}; fit it with skip={skip}"
         )
-    notes = _rewind_notes(record, start, budget, curvature)
+    keeper = None if successor is None or record is None else Successor(record, successor)
+    notes = _rewind_notes(record, start, budget)
     if layers is not None:
         notes.append(f"only layers {some(map(repr, layers))} were edited; all other weights are as they were")
     place, snapshot = model, None
     if record is not None and start is not None:
         check_final_weights(record, model)
-        place, snapshot, curvature = copy.deepcopy(model), record.snapshot(start), None
+        place, snapshot = copy.deepcopy(model), record.snapshot(start)
         snapshot.restore(place)
+        if curvature is not None and curvature.weights_digest != weights_digest(place):
+            curvature = None
+            notes.append("the curvature given is of other weights than the snapshot; that of the snapshot was fitted")
     elif record is not None and record.optimizer == "adam" and damping == "horizon":
         snapshot = last_snapshot(record)
         check_final_weights(record, model)
@@ -181,7 +190,11 @@ def apply_changes(
     moved, taken, solve_cost = _newton(objective, curvature, steps, notes)
     replayed = 0
     if record is not None and start is not None:
-        moved, replayed = replay(moved, edited, record, start=start, snapshot=snapshot)
+        take = None if keeper is None else keeper.take
+        moved, replayed = replay(moved, edited, record, start=start, snapshot=snapshot, take=take)
+    elif record is not None and keeper is not None:
+        state = record.snapshot(record.steps).optimizer if record.steps in record.snapshots else {}
+        keeper.take(record.steps, Snapshot(moved.state_dict(), state))
     copy_modes(model, moved)
     epoch = EPOCH_COST * len(rows)
     return Edit(
@@ -198,18 +211,15 @@ def apply_changes(
         budget=budget,
         start_step=start,
         layers=None if layers is None else tuple(layers),
+        curvature=curvature,
+        successor=None if keeper is None else keeper.finish(edited, changes.removed),
         notes=tuple(notes),
     )
 
 
-def _rewind_notes(
-    record: TrainingRecord | None, start: int | None, budget: float, curvature: Curvature | None
-) -> list[str]:
-    """Say why the final weights are edited where a rewind was allowed, and what a rewind leaves unused."""
-    if start is not None:
-        unused = "the curvature given is of the final weights; that of the snapshot was fitted for this edit"
-        return [unused] if curvature is not None else []
-    if record is None or budget == 0 or len(record.snapshots) < 2:
+def _rewind_notes(record: TrainingRecord | None, start: int | None, budget: float) -> list[str]:
+    """Say why the final weights are edited where a rewind was allowed."""
+    if start is not None or record is None or budget == 0 or len(record.snapshots) < 2:
         return []
     return [f"no snapshot lies within {budget:g} epochs of the end, so the final weights were edited"]
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
 
+from unlearn.curvature import Curvature
 from unlearn.data import Rows
 from unlearn.repair.changes import Changes
+from unlearn.repair.drift import Drift
 from unlearn.repair.newton import Step
 from unlearn.repair.output_cut import OutputCut
 from unlearn.training import TrainingRecord
@@ -59,6 +61,9 @@ class Edit:
         budget: training epochs that might be replayed.
         start_step: the training step whose snapshot was edited; None for the final weights.
         layers: patterns of the only layers that were edited; None for all.
+        curvature: the preconditioner that was used.
+        successor: the record of the edited training, where one was asked for: a next edit starts from it.
+        drift: how far the chain that this edit belongs to has come; None outside of a chain.
         cut: outputs that were cut from ``model`` after the edit; None where all are there.
         notes: what a reader should know, such as a step that was not accepted.
     """
@@ -76,8 +81,16 @@ class Edit:
     budget: float = 0.0
     start_step: int | None = None
     layers: tuple[str, ...] | None = None
+    curvature: Curvature | None = field(default=None, repr=False)
+    successor: TrainingRecord | None = None
+    drift: Drift | None = None
     cut: OutputCut | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def retrain_advised(self) -> bool:
+        """Whether the chain of edits has drifted past its limit."""
+        return self.drift is not None and self.drift.retrain_advised
 
     @property
     def comparable(self) -> nn.Module:
@@ -104,6 +117,7 @@ class Edit:
             "cost": self.cost.to_dict(),
             "before": self.before,
             "after": self.after,
+            "drift": None if self.drift is None else self.drift.to_dict(),
             "notes": list(self.notes),
         }
 

@@ -9,6 +9,7 @@ from unlearn.training.recorder import TRAJECTORY_FILE, Recorder
 from unlearn.training.replay import replay
 from unlearn.training.settings import TrainSettings
 from unlearn.training.snapshots import Snapshot
+from unlearn.training.successor import Successor
 from unlearn.training.trainer import run_steps, train
 from unlearn.training.trajectory import Trajectory
 
@@ -17,6 +18,7 @@ __all__ = [
     "BatchOrder",
     "Recorder",
     "Snapshot",
+    "Successor",
     "TrainSettings",
     "TrainingRecord",
     "Trajectory",

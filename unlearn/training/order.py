@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -74,6 +74,19 @@ class BatchOrder:
         [3, 1]
         """
         return (self.positions != EMPTY).sum(1).flip(0).cumsum(0).flip(0)
+
+    def without(self, ids: Iterable[str]) -> BatchOrder:
+        """Return the order with the places of these rows empty and their ids gone.
+
+        >>> order = BatchOrder.from_batches([["a", "b"], ["c"]]).without(["a"])
+        >>> order.ids, order.positions.tolist()
+        (('b', 'c'), [[-1, 0], [1, -1]])
+        """
+        gone = set(ids)
+        kept = [i for i, row in enumerate(self.ids) if row not in gone]
+        table = torch.full((len(self.ids) + 1,), EMPTY, dtype=torch.int32)  # its last entry is that of empty places
+        table[kept] = torch.arange(len(kept), dtype=torch.int32)
+        return BatchOrder(tuple(self.ids[i] for i in kept), table[self.positions.long()])
 
     def on(self, rows: Rows) -> Tensor:
         """Return the order as positions into ``rows``; the places of rows that are not there are empty (-1).

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Callable
 
 from torch import nn
 
@@ -22,6 +24,7 @@ def replay(
     *,
     start: int = 0,
     snapshot: Snapshot | None = None,
+    take: Callable[[int, Snapshot], None] | None = None,
     description: str = "replaying",
 ) -> tuple[nn.Module, int]:
     """Run the recorded steps from ``start`` to the last on changed data, starting from the model's weights.
@@ -36,6 +39,7 @@ def replay(
         record: of the original training, with its row order.
         start: first step to run.
         snapshot: whose optimizer state to start with; None for a fresh optimizer.
+        take: called with a snapshot at the start, at each later step at which the record has one, and at the last.
         description: of the progress bar.
 
     Returns:
@@ -68,15 +72,23 @@ def replay(
     )
     if snapshot is not None:
         snapshot.restore_optimizer(model, optimizer)
-    processed = run_steps(
-        model,
-        optimizer,
-        data,
-        record.order,
-        record.rates().tolist(),
-        task=get_task(record.task),
-        start=start,
-        seed=record.seed or 0,
-        description=description,
-    )
+    stops = sorted({step for step in record.snapshots if take is not None and step > start} | {record.steps})
+    processed = 0
+    if take is not None:
+        take(start, Snapshot.take(model, optimizer))
+    for begin, stop in itertools.pairwise((start, *stops)):
+        processed += run_steps(
+            model,
+            optimizer,
+            data,
+            record.order,
+            record.rates().tolist(),
+            task=get_task(record.task),
+            start=begin,
+            stop=stop,
+            seed=record.seed or 0,
+            description=description,
+        )
+        if take is not None:
+            take(stop, Snapshot.take(model, optimizer))
     return model.eval(), processed

@@ -32,12 +32,15 @@ def run_steps(
     *,
     task: Task,
     start: int = 0,
+    stop: int | None = None,
     seed: int = 0,
     on_step: OnStep | None = None,
     objective: Objective | None = None,
     description: str = "training",
 ) -> int:
-    """Run the steps of ``order`` from ``start`` on, in place; rows that are not in ``rows`` leave their places empty.
+    """Run the steps of ``order`` from ``start`` to before ``stop`` (all, if None), in place.
+
+    Rows that are not in ``rows`` leave their places empty.
 
     Random layers (dropout) draw by (seed, step), so that a replay from the middle draws the same; the global seeds are
     left as found. What is minimised is the mean loss of the batch, or
@@ -55,7 +58,7 @@ def run_steps(
     model.train()
     deterministic = torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False)
     with deterministic, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for step in track(range(start, len(order)), description):
+        for step in track(range(start, len(order) if stop is None else stop), description):
             batch = positions[step]
             batch = batch[batch != EMPTY]
             for group in optimizer.param_groups:
