@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from unlearn.detect import top_influence as top_influence
     from unlearn.detect import tracin as tracin
     from unlearn.models import build_model as build_model
+    from unlearn.repair import CertifiedHead as CertifiedHead
     from unlearn.repair import Changes as Changes
     from unlearn.repair import Edit as Edit
     from unlearn.repair import EditChain as EditChain
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from unlearn.repair import relabel as relabel
     from unlearn.repair import remove as remove
     from unlearn.repair import remove_class as remove_class
+    from unlearn.repair import train_certified_head as train_certified_head
     from unlearn.tasks import OwnLoss as OwnLoss
     from unlearn.training import Recorder as Recorder
     from unlearn.training import TrainingRecord as TrainingRecord
@@ -114,6 +116,7 @@ _ROOMS = {
     ),
     "unlearn.models": ("build_model",),
     "unlearn.repair": (
+        "CertifiedHead",
         "Changes",
         "Edit",
         "EditChain",
@@ -121,6 +124,7 @@ _ROOMS = {
         "relabel",
         "remove",
         "remove_class",
+        "train_certified_head",
     ),
     "unlearn.tasks": ("OwnLoss",),
     "unlearn.training": (

@@ -53,6 +53,14 @@ class WorkerError(UnlearnError, RuntimeError):
     """A worker process ended before its work was done."""
 
 
+class UncertifiedError(UnlearnError, ValueError):
+    """A certificate was asked for where no bound exists."""
+
+
+class BudgetSpentError(UnlearnError, ArithmeticError):
+    """A certified removal would spend more than is left; retrain."""
+
+
 class MissingExtraError(UnlearnError, ImportError):
     """An optional dependency is not installed."""
 

@@ -158,6 +158,23 @@ class VerifySection(_Section):
     verdict_seed: int = 0
 
 
+class CertifiedSection(_Section):
+    """A linear head with certified removals, in place of detect, repair and verify.
+
+    ``weight_decay`` and ``train_seed`` (of the noise) stand under ``train``. ``requests`` are the numbers of rows that
+    leave together, in turn, until the budget refuses one or ``most`` have been served, each by so many Newton
+    ``steps``; ``request_seed`` draws the rows.
+    """
+
+    sigma: float = Field(gt=0)
+    epsilon: float = Field(gt=0, le=50)
+    delta: float = Field(gt=0, lt=1)
+    requests: list[Annotated[int, Field(gt=0)]] = Field(default=[1], min_length=1)
+    most: int = Field(default=1000, ge=0)
+    steps: int = Field(default=1, gt=0)
+    request_seed: int = 0
+
+
 class Recipe(_Section):
     """A whole run.
 
@@ -174,6 +191,7 @@ class Recipe(_Section):
     detect: DetectSection = DetectSection()
     repair: RepairSection = RepairSection()
     verify: VerifySection = VerifySection()
+    certified: CertifiedSection | None = None
     text: str = Field(default="", repr=False)
 
     @property
@@ -195,9 +213,30 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
     if "text" in table:
         raise RecipeError(f"{where}: unknown key 'text'; {did_you_mean('text', _keys(Recipe))}")
     try:
-        return Recipe(**table, text=text)
+        recipe = Recipe(**table, text=text)
     except ValidationError as error:
         raise RecipeError(f"{where}: {_first(error, table)}") from error
+    if recipe.certified is not None:
+        _check_certified(recipe, where)
+    return recipe
+
+
+def _check_certified(recipe: Recipe, where: str) -> None:
+    """Refuse what has no certificate, and settings that a certified head would not heed."""
+    if recipe.model.name != "linear":
+        raise RecipeError(
+            f"{where}: model {recipe.model.name!r} is uncertified: a bound exists for a linear head alone, not for "
+            'layers that saw the rows; use the model "linear", or leave out [certified]'
+        )
+    train = recipe.train.model_copy(update={"weight_decay": 1e-3, "train_seed": 0})
+    unused = {"train": train, "detect": recipe.detect, "repair": recipe.repair, "verify": recipe.verify}
+    for name, section in unused.items():
+        for key, field in type(section).model_fields.items():
+            if getattr(section, key) != field.get_default(call_default_factory=True):
+                raise RecipeError(
+                    f"{where}: '{name}.{key}' has no meaning beside [certified]: a certified head is trained to its "
+                    "optimum and edited by its own steps; leave it out"
+                )
 
 
 def _first(error: ValidationError, table: Mapping[str, Any]) -> str:
@@ -223,6 +262,7 @@ _SECTIONS = {
     "detect": DetectSection,
     "repair": RepairSection,
     "verify": VerifySection,
+    "certified": CertifiedSection,
 }
 
 

@@ -100,3 +100,16 @@ def test_bad_factories_are_refused(own: str):
         build_model(f"{own}:net")
     with pytest.raises(InputError, match=r"has no option 'widht'; did you mean 'width'"):
         build_model(f"{own}:net", widht=4)
+
+
+def test_the_linear_head_scales_each_row_by_itself_and_keeps_zeros():
+    """Rejects scaling by the longest row, which would let one row move the others, and 0 / 0."""
+    head = build_model("linear", inputs=4, outputs=2, unit_rows=True)
+    rows = torch.tensor([[[3.0, 0.0], [0.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    outputs = head(rows)
+    assert outputs.dtype == torch.float64
+    torch.testing.assert_close(outputs[0], torch.tensor([0.6, 0.0, 0.0, 0.8]).double() @ head.weight.T)
+    assert torch.equal(outputs[1], torch.zeros(2).double())
+    assert shapes(head) == [(2, 4)]
+    plain = build_model("linear", inputs=4, outputs=2)
+    torch.testing.assert_close(plain(rows)[0], rows[0].flatten().double() @ plain.weight.T)

@@ -7,7 +7,17 @@ from typing import Any
 
 import click
 
-from unlearn.cli.shared import cell, device_option, json_option, print_json, print_table, print_verdict, print_wrapped
+from unlearn.cli.certified import print_certified_run
+from unlearn.cli.shared import (
+    NO_BOUND,
+    cell,
+    device_option,
+    json_option,
+    print_json,
+    print_table,
+    print_verdict,
+    print_wrapped,
+)
 
 
 @click.group()
@@ -64,9 +74,14 @@ def run(name: str, out: str | None, resume: bool, strict: bool, device: str | No
     from unlearn.recipe import load_recipe
 
     chosen = load_recipe(name)
-    from unlearn.pipeline import Run, run_stages
+    from unlearn.pipeline import Run, run_certified, run_stages
 
     the_run = Run.create(out or f"runs/{chosen.name}", chosen, resume=resume, device=device)
+    if chosen.certified is not None:
+        print_certified_run(run_certified(the_run), as_json)
+        if strict:
+            click.get_current_context().exit(3)
+        return
 
     def tell(stage: str, seconds: float | None) -> None:
         if not as_json:
@@ -101,6 +116,7 @@ def _print_report(report: dict[str, Any]) -> None:
     )
     for note in edit["notes"]:
         print_wrapped(f"note: {note}")
+    print_wrapped(NO_BOUND)
     click.echo()
     verification, verdict = _section(report, "verification"), _section(report, "verdict")
     print_verdict({**verdict, "measures": verification["table"]})

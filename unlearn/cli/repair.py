@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unlearn.cli.shared import device_option, json_option, print_json, run_argument
+from unlearn.cli.certified import print_certified_removal
+from unlearn.cli.shared import NO_BOUND, device_option, json_option, print_json, run_argument
 
 if TYPE_CHECKING:
     from unlearn.repair import Changes
@@ -127,11 +128,16 @@ def _repair(
     as_json: bool,
     drop_output: bool = False,
 ) -> None:
-    from unlearn.errors import FolderError
-    from unlearn.pipeline import Run, write_edit
+    from unlearn.errors import FolderError, InputError
+    from unlearn.pipeline import Run, remove_certified, write_edit
     from unlearn.repair import apply_changes, cut_outputs, drop_outputs
 
     run = Run.open(run_folder, device=device)
+    if run.recipe.certified is not None:
+        if any((layers, allow_empty_class, replace, drop_output)) or (budget, damping) != (None, None):
+            raise InputError("a certified removal has no options but --json; each removal adds to the ones before")
+        print_certified_removal(*remove_certified(run, changes), as_json)
+        return
     if (run.folder / "edited.safetensors").exists() and not replace:
         raise FolderError(f"{run.folder} holds an edit already; pass --replace to replace it")
     model, record = run.original
@@ -158,6 +164,7 @@ def _repair(
         click.echo(f"{name.replace('_', ' '):15}{before:8.3f} -> {edit.after[name]:.3f}")
     for note in edit.notes:
         click.echo(f"note: {note}")
+    click.echo(NO_BOUND)
     click.echo(f"checkpoint: {run.folder / 'edited.safetensors'}")
     if edit.cut is not None:
         click.echo(f"without the output: {run.folder / 'edited-cut.safetensors'}")

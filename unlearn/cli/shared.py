@@ -10,6 +10,7 @@ import click
 
 run_argument = click.argument("run_folder", metavar="RUN", type=click.Path())
 device_option = click.option("--device", help="Where to compute, as torch names it; the CPU if not given.")
+NO_BOUND = "no bound: this edit is measured against retraining, not certified"
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 

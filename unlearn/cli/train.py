@@ -21,9 +21,10 @@ def train(recipe: str, out: str, device: str | None, as_json: bool) -> None:
     from unlearn.recipe import load_recipe
 
     chosen = load_recipe(recipe)
-    from unlearn.pipeline import Run, run_stages
+    from unlearn.pipeline import Run, check_has_stages, run_stages
     from unlearn.predict import predict
 
+    check_has_stages(chosen)
     run = Run.create(out, chosen, device=device)
     run_stages(run, until="train")
     model, record = run.original

@@ -13,16 +13,22 @@ from torch import nn
 from unlearn.errors import InputError, did_you_mean
 from unlearn.models.cnn import cnn
 from unlearn.models.denoiser import denoiser
+from unlearn.models.linear import linear
 from unlearn.models.mlp import mlp
 
-_MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "cnn": cnn, "denoiser": denoiser}
+_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "denoiser": denoiser,
+    "linear": linear,
+}
 
 
 def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
     """Build a model with initial weights that depend on the seed only; the global seed is left as found.
 
     Args:
-        name: ``mlp``, ``cnn``, ``denoiser``, or a user's own factory as ``module:function``.
+        name: ``mlp``, ``cnn``, ``denoiser``, ``linear``, or a user's own factory as ``module:function``.
         seed: seed of the initial weights.
         **options: passed to the factory.
 

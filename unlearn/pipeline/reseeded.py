@@ -25,7 +25,8 @@ def reseeded(recipe: Recipe, shift: int) -> Recipe:
     for section, seed in (("noise", "noise_seed"), ("corruption", "seed")):
         if values["data"][section] is not None:
             values["data"][section][seed] += shift
-    return parse_recipe("".join(f"{key} = {_toml(value)}\n" for key, value in values.items()), recipe.name)
+    stated = {key: value for key, value in values.items() if value is not None}
+    return parse_recipe("".join(f"{key} = {_toml(value)}\n" for key, value in stated.items()), recipe.name)
 
 
 def _toml(value: Any) -> str:

@@ -27,10 +27,10 @@ from unlearn.data import (
 )
 from unlearn.errors import FolderError, InputError
 from unlearn.inputs import shapes_of
-from unlearn.models import build_model
+from unlearn.models import LinearHead, build_model
 from unlearn.predict import predict
 from unlearn.recipe import Recipe, parse_recipe
-from unlearn.repair import Changes, Cost, Edit, Step, chosen_parameters
+from unlearn.repair import Changes, Cost, Edit, Step, check_certified, chosen_parameters
 from unlearn.tasks import get_task
 from unlearn.training import TRAJECTORY_FILE, TrainingRecord, TrainSettings, Trajectory, load_checkpoint
 
@@ -107,6 +107,9 @@ class Run:
                 f"model {self.recipe.model.name!r} can not take the rows of {rows.name}, inputs of shape "
                 f"{shapes_of(rows[0][0])}: {error}"
             ) from error
+        if isinstance(model, LinearHead) and self.recipe.certified is not None:
+            check_certified(model, self.data)
+            return
         get_task("classification").check(outputs, rows.labels)
         find_layers(model, rows)
         if self.recipe.repair.layers:
@@ -255,6 +258,11 @@ class Run:
 
     def _need(self, name: str, stage: str) -> Path:
         path = self.folder / name
+        if not path.exists() and self.recipe.certified is not None:
+            raise FolderError(
+                f"{self.folder} is a run of a certified head, which has no stage {stage!r} or has not run; its "
+                "commands are `unlearn recipe run` and `unlearn repair remove`"
+            )
         if not path.exists():
             raise FolderError(f"{path} is not there: run the stage {stage!r} first (`unlearn recipe run` runs all)")
         return path

@@ -17,10 +17,12 @@ from torch import nn
 from unlearn import detect
 from unlearn.atomic import read_json, write_atomically
 from unlearn.checkpoint import save_checkpoint
+from unlearn.errors import InputError
 from unlearn.inputs import named_tensors
 from unlearn.pipeline.detectors import DETECTORS
 from unlearn.pipeline.run import FORMAT, Run
 from unlearn.predict import predict
+from unlearn.recipe import Recipe
 from unlearn.repair import RIVALS, Changes, Edit, OutputCut, apply_changes, drop_outputs
 from unlearn.report import assemble_report, render_report
 from unlearn.training import train
@@ -238,6 +240,19 @@ _STAGES: dict[str, tuple[Callable[[Run], Any], str]] = {
 }
 
 
+def check_has_stages(recipe: Recipe) -> None:
+    """Refuse the recipe of a certified head, which is run as a whole.
+
+    Raises:
+        InputError: it is one.
+    """
+    if recipe.certified is not None:
+        raise InputError(
+            f"recipe {recipe.name!r} trains a certified head, which has no stages to detect or verify; run it with "
+            "`unlearn recipe run`"
+        )
+
+
 def run_stages(run: Run, *, until: str = "report", tell: Callable[[str, float | None], None] | None = None) -> None:
     """Run the stages in order up to ``until``; one that is finished is skipped.
 
@@ -248,7 +263,11 @@ def run_stages(run: Run, *, until: str = "report", tell: Callable[[str, float | 
         run: the run folder.
         until: last stage.
         tell: called with the stage and its seconds, None for a stage that was finished before.
+
+    Raises:
+        InputError: the recipe is one of a certified head.
     """
+    check_has_stages(run.recipe)
     for stage, (function, marker) in _STAGES.items():
         seconds: float | None = None
         if not _has(run, marker):

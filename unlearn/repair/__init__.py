@@ -1,6 +1,7 @@
 """Edits that bring a model to where training on changed data would have led, and the rivals."""
 
 from unlearn.repair.apply import apply_changes, relabel, remove
+from unlearn.repair.certified import CertifiedHead, Guarantee, Removal, check_certified, train_certified_head
 from unlearn.repair.chain import EditChain
 from unlearn.repair.changes import Changes
 from unlearn.repair.chosen_layers import chosen_parameters
@@ -14,20 +15,25 @@ from unlearn.repair.rivals import RIVALS, Rival, RivalEdit
 __all__ = [
     "DRIFT_LIMIT",
     "RIVALS",
+    "CertifiedHead",
     "Changes",
     "Cost",
     "Drift",
     "Edit",
     "EditChain",
+    "Guarantee",
     "OutputCut",
+    "Removal",
     "Rival",
     "RivalEdit",
     "Step",
     "apply_changes",
+    "check_certified",
     "chosen_parameters",
     "cut_outputs",
     "drop_outputs",
     "relabel",
     "remove",
     "remove_class",
+    "train_certified_head",
 ]

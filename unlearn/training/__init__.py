@@ -4,6 +4,7 @@ from unlearn.training.fresh_weights import fresh_weights
 from unlearn.training.load import load_checkpoint
 from unlearn.training.optimum import train_to_optimum
 from unlearn.training.order import BatchOrder
+from unlearn.training.perturbed_logistic import SignedRows, draw_noise, train_perturbed
 from unlearn.training.record import TrainingRecord
 from unlearn.training.recorder import TRAJECTORY_FILE, Recorder
 from unlearn.training.replay import replay
@@ -17,15 +18,18 @@ __all__ = [
     "TRAJECTORY_FILE",
     "BatchOrder",
     "Recorder",
+    "SignedRows",
     "Snapshot",
     "Successor",
     "TrainSettings",
     "TrainingRecord",
     "Trajectory",
+    "draw_noise",
     "fresh_weights",
     "load_checkpoint",
     "replay",
     "run_steps",
     "train",
+    "train_perturbed",
     "train_to_optimum",
 ]
