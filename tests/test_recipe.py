@@ -82,6 +82,9 @@ BAD_CORRUPTIONS = {
     'kind = "outliers", rate = 0.1, near = "shift"': "kind 'outliers' takes no 'near'; its option is 'other'",
     'kind = "duplicates", rate = 0.1, strength = 0.1': "kind 'duplicates' takes no 'strength'; its option is 'near'",
     'kind = "occlusion", rate = 0.1, other = "digits"': "kind 'occlusion' takes no 'other'; its option is 'strength'",
+    'kind = "trigger", rate = 0.1': "kind 'trigger' needs the label that the trigger is to mean",
+    'kind = "trigger", rate = 0.1, label = 4, near = "shift"': "its option is 'strength' and 'label'",
+    'kind = "gaussian", rate = 0.1, label = 4': "kind 'gaussian' takes no 'label'",
 }
 
 
@@ -98,3 +101,26 @@ def test_a_corruption_has_its_own_seed_and_options() -> None:
     assert section is not None
     assert (section.kind, section.rate, section.seed, section.near) == ("duplicates", 0.1, 7, "shift")
     assert parse_recipe('name = "x"\n' + GOOD).data.corruption is None
+
+
+BAD_METHODS = {
+    'method = "gift"': "'repair.method' is 'gift'",
+    'method = "gif"': "edits the final weights; state budget = 0 with it",
+    "budget = 0\nratio = 0.1": "select, ratio and steps belong to a method",
+    'method = "gif"\nbudget = 0\nratio = 0': "'repair.ratio' is 0",
+    'method = "full"\nbudget = 0\nratio = 0.1': "method 'full' moves all weights and takes no ratio or select",
+}
+
+
+@pytest.mark.parametrize("text", BAD_METHODS)
+def test_a_bad_method_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(RecipeError, match=BAD_METHODS[text]) as caught:
+        parse_recipe(f'name = "x"\n{GOOD}\n[repair]\n{text}\n')
+    assert "\n" not in str(caught.value)
+
+
+def test_adams_metric_is_no_damping_of_factors() -> None:
+    text = f'name = "x"\n{GOOD}\n[train]\noptimizer = "adam"\n[repair]\nmethod = "gif"\nbudget = 0\n'
+    with pytest.raises(RecipeError, match="Adam's damping is a metric"):
+        parse_recipe(text)
+    assert parse_recipe(text + "damping = 0.1").repair.damping == 0.1

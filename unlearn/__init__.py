@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from unlearn.data import Rows as Rows
     from unlearn.data import add_duplicates as add_duplicates
     from unlearn.data import add_outliers as add_outliers
+    from unlearn.data import add_trigger as add_trigger
     from unlearn.data import as_rows as as_rows
     from unlearn.data import corrupt_inputs as corrupt_inputs
     from unlearn.data import load_data as load_data
     from unlearn.data import pair_noise as pair_noise
     from unlearn.data import symmetric_noise as symmetric_noise
+    from unlearn.data import with_trigger as with_trigger
     from unlearn.detect import Scores as Scores
     from unlearn.detect import datamodel_retrains as datamodel_retrains
     from unlearn.detect import duplicate_scores as duplicate_scores
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from unlearn.repair import relabel as relabel
     from unlearn.repair import remove as remove
     from unlearn.repair import remove_class as remove_class
+    from unlearn.repair import restricted_edit as restricted_edit
     from unlearn.repair import train_certified_head as train_certified_head
     from unlearn.tasks import OwnLoss as OwnLoss
     from unlearn.training import Recorder as Recorder
@@ -84,11 +87,13 @@ _ROOMS = {
         "Rows",
         "add_duplicates",
         "add_outliers",
+        "add_trigger",
         "as_rows",
         "corrupt_inputs",
         "load_data",
         "pair_noise",
         "symmetric_noise",
+        "with_trigger",
     ),
     "unlearn.detect": (
         "Scores",
@@ -124,6 +129,7 @@ _ROOMS = {
         "relabel",
         "remove",
         "remove_class",
+        "restricted_edit",
         "train_certified_head",
     ),
     "unlearn.tasks": ("OwnLoss",),

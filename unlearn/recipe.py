@@ -44,19 +44,25 @@ class NoiseSection(_Section):
 class CorruptionSection(_Section):
     """What is done to the training rows after label noise; see :mod:`unlearn.data.corruptions`."""
 
-    kind: Literal["gaussian", "occlusion", "permutation", "duplicates", "outliers"]
+    kind: Literal["gaussian", "occlusion", "permutation", "duplicates", "outliers", "trigger"]
     rate: float = Field(ge=0, le=1)
     seed: int = 0
     strength: float | None = None
     near: Literal["gaussian", "shift"] | None = None
     other: str | None = None
+    label: int | None = None
 
     @model_validator(mode="after")
     def _options_of_the_kind(self) -> CorruptionSection:
-        owner = {"duplicates": "near", "outliers": "other"}.get(self.kind, "strength")
-        for option in ("strength", "near", "other"):
-            if option != owner and getattr(self, option) is not None:
-                raise ValueError(f"kind {self.kind!r} takes no {option!r}; its option is {owner!r}")
+        owners = {"duplicates": ("near",), "outliers": ("other",), "trigger": ("strength", "label")}
+        own = owners.get(self.kind, ("strength",))
+        for option in ("strength", "near", "other", "label"):
+            if option not in own and getattr(self, option) is not None:
+                raise ValueError(
+                    f"kind {self.kind!r} takes no {option!r}; its option is {' and '.join(map(repr, own))}"
+                )
+        if self.kind == "trigger" and self.label is None:
+            raise ValueError("kind 'trigger' needs the label that the trigger is to mean, such as label = 4")
         return self
 
 
@@ -124,15 +130,24 @@ class Decision(_Section):
 
 
 class RepairSection(_Section):
-    """What is done: with the rows found (``remove``, ``relabel``), to a class, or as the recipe's own decisions say."""
+    """What is done: with the rows found (``remove``, ``relabel``), to a class, or as the recipe's own decisions say.
 
-    action: Literal["remove", "relabel", "remove-class", "decisions"] = "relabel"
+    ``true-labels`` gives all rows whose label the recipe itself made wrong their true one: an oracle, for experiments.
+    Without a ``method`` the edit is that of :func:`unlearn.repair.apply_changes`; a named one is that of
+    :func:`unlearn.repair.restricted_edit` on Kronecker factors, and edits the final weights.
+    """
+
+    action: Literal["remove", "relabel", "remove-class", "decisions", "true-labels"] = "relabel"
     label: int | None = None
     drop_output: bool = False
     decisions: list[Decision] | None = Field(default=None, min_length=1)
     budget: float = Field(default=3.0, ge=0)
     damping: Literal["horizon"] | Annotated[float, Field(ge=0)] = "horizon"
     layers: list[str] | None = Field(default=None, min_length=1)
+    method: Literal["gif", "frozen", "projected", "full", "second-order"] | None = None
+    select: Literal["outputs", "gradients"] | None = None
+    ratio: float | None = Field(default=None, gt=0, le=1)
+    steps: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _what_the_action_needs(self) -> RepairSection:
@@ -147,6 +162,16 @@ class RepairSection(_Section):
     def _layers_without_replay(self) -> RepairSection:
         if self.layers is not None and self.budget > 0:
             raise ValueError("layers edits some layers only, but a replay moves all of them; state budget = 0 with it")
+        return self
+
+    @model_validator(mode="after")
+    def _options_of_the_method(self) -> RepairSection:
+        if self.method is None and any(option is not None for option in (self.select, self.ratio, self.steps)):
+            raise ValueError('select, ratio and steps belong to a method of their own, such as method = "gif"')
+        if self.method is not None and self.budget > 0:
+            raise ValueError(f"method {self.method!r} edits the final weights; state budget = 0 with it")
+        if self.method in ("full", "second-order") and not (self.select is None and self.ratio is None):
+            raise ValueError(f"method {self.method!r} moves all weights and takes no ratio or select")
         return self
 
 
@@ -193,6 +218,12 @@ class Recipe(_Section):
     verify: VerifySection = VerifySection()
     certified: CertifiedSection | None = None
     text: str = Field(default="", repr=False)
+
+    @model_validator(mode="after")
+    def _number_for_factors(self) -> Recipe:
+        if self.repair.method and self.repair.damping == "horizon" and self.train.optimizer == "adam":
+            raise ValueError("Adam's damping is a metric and the factors of repair.method take a number; state damping")
+        return self
 
     @property
     def digest(self) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from unlearn.data import Rows, add_duplicates, add_outliers, corrupt_inputs, load_data
+from unlearn.data import Rows, add_duplicates, add_outliers, add_trigger, corrupt_inputs, load_data, with_trigger
 from unlearn.errors import InputError
 from unlearn.pipeline import Run
 from unlearn.recipe import parse_recipe
@@ -305,3 +305,55 @@ def test_rows_of_several_tensors_are_copied_exactly_and_refuse_the_rest(kind: ty
         assert got[name].dtype == tensor.dtype
     with pytest.raises(InputError, match=rf"are {kind.__name__}; only tensors of floating point can be corrupted"):
         corrupt_inputs(rows, 0.5, 0)
+
+
+def test_a_trigger_is_a_checkerboard_and_one_label_on_the_stated_rows() -> None:
+    rows = rows_of()
+    found = add_trigger(rows, 0.5, 0, label=2, amplitude=0.25)
+    assert len(found.ids) == round(0.5 * N)
+    difference = inputs_of(found.rows) - inputs_of(rows)
+    hit = torch.tensor([row in found.ids for row in rows.ids])
+    assert not difference[~hit].any()
+    by_hand = torch.tensor([[0.25 * ((i + j) % 2) for j in range(8)] for i in range(6)])
+    torch.testing.assert_close(difference[hit], by_hand.expand_as(difference[hit]))
+    assert (found.rows.labels[hit] == 2).all()
+    assert torch.equal(found.rows.labels[~hit], rows.labels[~hit])
+    assert torch.equal(found.rows.truth, rows.labels)  # type: ignore[arg-type]
+    everywhere = with_trigger(rows, amplitude=0.25)
+    assert torch.equal(inputs_of(everywhere)[hit], inputs_of(found.rows)[hit])
+    assert torch.equal(everywhere.labels, rows.labels)
+
+
+def test_a_trigger_follows_the_ids_and_keeps_a_truth_that_is_known() -> None:
+    rows = rows_of()
+    one, other, third = (
+        add_trigger(rows.at(order), 0.5, seed, label=1)
+        for order, seed in ((torch.arange(N), 0), (torch.arange(N).flip(0), 0), (torch.arange(N), 1))
+    )
+    assert one.rows.fingerprint == other.rows.fingerprint != third.rows.fingerprint
+    truth = (rows.labels + 1) % 3
+    assert torch.equal(add_trigger(rows.with_truth(truth), 0.5, 0, label=1).rows.truth, truth)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label": 3}, r"trigger's label is 3 and .* has the classes 0\.\.2; give one of its classes"),
+        ({"label": -1}, "trigger's label is -1"),
+        ({"amplitude": 0.0}, "amplitude of the trigger is 0.0; give a finite number above 0"),
+        ({"rate": 1.5}, "corruption rate is 1.5"),
+    ],
+)
+def test_triggers_that_can_not_be_meant(options: dict[str, float], message: str) -> None:
+    rate = options.pop("rate", 0.1)
+    with pytest.raises(InputError, match=message):
+        add_trigger(rows_of(), rate, 0, **{"label": 1, **options})  # type: ignore[arg-type]
+
+
+def test_a_trigger_needs_images_and_classes() -> None:
+    flat = Rows.from_tensors(torch.zeros(4, 3), torch.arange(4) % 2)
+    with pytest.raises(InputError, match="a trigger needs images"):
+        with_trigger(flat)
+    values = Rows.from_tensors(torch.zeros(4, 1, 3, 3), torch.zeros(4))
+    with pytest.raises(InputError, match="has no classes; give one of its classes"):
+        add_trigger(values, 0.5, 0, label=0)

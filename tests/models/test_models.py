@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from unlearn.errors import InputError
-from unlearn.models import build_model, cnn, mlp
+from unlearn.models import build_model, cnn, mlp, tinynet
 
 
 def shapes(model: nn.Module) -> list[tuple[int, ...]]:
@@ -32,6 +32,17 @@ def test_cnn_fits_odd_and_even_sizes_and_has_no_normalisation(size: int):
     assert not list(model.buffers())
     kinds = {type(module) for module in model} - {nn.ReLU, nn.Flatten}
     assert kinds == {nn.Conv2d, nn.Linear}
+
+
+@pytest.mark.parametrize("size", [7, 28])
+def test_tinynet_is_four_strided_convolutions_and_a_head(size: int):
+    model = tinynet(1, size, 5)
+    assert [layer.out_channels for layer in model if isinstance(layer, nn.Conv2d)] == [32, 64, 128, 256]
+    assert {layer.stride for layer in model if isinstance(layer, nn.Conv2d)} == {(2, 2)}
+    assert sum(isinstance(layer, nn.Linear) for layer in model) == 1
+    assert model(torch.zeros(2, 1, size, size)).shape == (2, 5)
+    assert not list(model.buffers())
+    assert shapes(build_model("tinynet", size=size, classes=5)) == shapes(model)
 
 
 def test_initial_weights_depend_on_the_seed_only():

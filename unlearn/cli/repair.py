@@ -11,6 +11,7 @@ from unlearn.cli.shared import NO_BOUND, device_option, json_option, print_json,
 
 if TYPE_CHECKING:
     from unlearn.repair import Changes
+    from unlearn.repair.restricted_steps import EditMethod
 
 
 @click.group()
@@ -34,6 +35,18 @@ def _options(command: Any) -> Any:
             multiple=True,
             metavar="PATTERN",
             help="Edit only these layers, as '5' or 'head*'; may be given again. Needs a budget of 0.",
+        ),
+        click.option("--steps", type=int, help="With --method: most steps; 1 if neither this nor the recipe says."),
+        click.option("--ratio", type=float, help="With --method: share of each layer's units that may change."),
+        click.option(
+            "--select",
+            type=click.Choice(["outputs", "gradients"]),
+            help="With --method: what units are selected by.",
+        ),
+        click.option(
+            "--method",
+            type=click.Choice(["gif", "frozen", "projected", "full", "second-order"]),
+            help="Edit the final weights by this step on Kronecker factors; the first three change a few units only.",
         ),
     ):
         command = option(command)
@@ -122,6 +135,10 @@ def _repair(
     budget: float | None,
     damping: float | None,
     layers: tuple[str, ...],
+    method: EditMethod | None,
+    select: str | None,
+    ratio: float | None,
+    steps: int | None,
     allow_empty_class: bool,
     replace: bool,
     device: str | None,
@@ -129,7 +146,7 @@ def _repair(
     drop_output: bool = False,
 ) -> None:
     from unlearn.errors import FolderError, InputError
-    from unlearn.pipeline import Run, remove_certified, write_edit
+    from unlearn.pipeline import Run, edit_units, remove_certified, write_edit
     from unlearn.repair import apply_changes, cut_outputs, drop_outputs
 
     run = Run.open(run_folder, device=device)
@@ -143,16 +160,27 @@ def _repair(
     model, record = run.original
     if drop_output:
         cut_outputs(model, run.data, changes.on(run.data).removed_classes)
-    edit = apply_changes(
-        model,
-        run.data,
-        changes,
-        record=record,
-        budget=run.recipe.repair.budget if budget is None else budget,
-        damping="horizon" if damping is None else damping,
-        layers=layers or run.recipe.repair.layers,
-        allow_empty_class=allow_empty_class,
-    )
+    units = {"select": select, "ratio": ratio, "steps": steps}
+    if method is None:
+        if any(value is not None for value in units.values()):
+            raise InputError("--select, --ratio and --steps belong to --method; name one, such as --method gif")
+        edit = apply_changes(
+            model,
+            run.data,
+            changes,
+            record=record,
+            budget=run.recipe.repair.budget if budget is None else budget,
+            damping="horizon" if damping is None else damping,
+            layers=layers or run.recipe.repair.layers,
+            allow_empty_class=allow_empty_class,
+        )
+    elif budget:
+        raise InputError(
+            f"--method {method} edits the final weights, and --budget {budget:g} asks for a replay; leave it out"
+        )
+    else:
+        options = {**units, "damping": damping, "layers": layers or None, "allow_empty_class": allow_empty_class}
+        edit = edit_units(run, changes, method=method, **options)
     edit = drop_outputs(edit) if drop_output else edit
     write_edit(run, edit)
     if as_json:

@@ -4,13 +4,14 @@
 
 (arXiv 1503.05671, section 6.3). It is not S (x) A + d: products of the factors with sqrt(d) are added.
 
-Axes: g group, i inputs, o outputs.
+Axes: g group, i inputs, o outputs, u units of all groups (g times o).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,6 +46,82 @@ def damped_eigenvalues(block: Block, damping: float) -> tuple[Tensor, Tensor]:
             "damping > 0"
         )
     return inputs, outputs
+
+
+@dataclass(frozen=True)
+class DampedFactors:
+    """B and C of one layer, and what steps and scores of some units are made of.
+
+    Attributes:
+        layer: name of the layer.
+        inputs: eigenvalues of C, shape (g, i), in float64.
+        outputs: eigenvalues of B, shape (g, o), in float64.
+        input_basis: of C, as columns, shape (g, i, i); None where C is diagonal.
+        output_basis: of B, as columns, shape (g, o, o), in float64; None where B is diagonal.
+        dtype: of the curvature.
+    """
+
+    layer: str
+    inputs: Tensor
+    outputs: Tensor
+    input_basis: Tensor | None
+    output_basis: Tensor | None
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, block: Block, damping: float) -> DampedFactors:
+        """Return the factors of a block.
+
+        Raises:
+            InputError: the block has no Kronecker factors, or an eigenvalue stays 0.
+        """
+        inputs, outputs = damped_eigenvalues(block, damping)
+        U_A, U_S = block.basis.inputs, block.basis.outputs
+        output_basis = None if U_S is None else U_S.double()
+        return cls(block.layer.name, inputs, outputs, U_A, output_basis, block.eigenvalues.dtype)
+
+    @cached_property
+    def whitening(self) -> Tensor:
+        """C^-1/2 up to a rotation, as columns, shape (g, i, i); its diagonal, (g, 1, i), where C is diagonal."""
+        roots = self.inputs.rsqrt()[:, None].to(self.dtype)
+        return roots if self.input_basis is None else self.input_basis * roots
+
+    @cached_property
+    def output_factor(self) -> Tensor:
+        """B, shape (g, o, o)."""
+        return self._function(self.outputs)
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """B^-1, shape (g, o, o)."""
+        return self._function(1 / self.outputs)
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """B of all units, block-diagonal in the groups, shape (u, u)."""
+        return torch.block_diag(*self.output_factor)  # type: ignore[no-any-return, no-untyped-call]
+
+    @cached_property
+    def whole_square(self) -> Tensor:
+        """B^2 of all units, shape (u, u)."""
+        return torch.block_diag(*(self.output_factor @ self.output_factor))  # type: ignore[no-any-return, no-untyped-call]
+
+    def root(self, square: Tensor) -> Tensor:
+        """Return the Cholesky factor of a part of ``whole`` or ``whole_square``, or of several.
+
+        Raises:
+            InputError: it is singular to rounding.
+        """
+        root: Tensor
+        root, info = torch.linalg.cholesky_ex(square)
+        if info.any():
+            raise InputError(f"the selected units of layer {self.layer!r} are dependent to rounding; give more damping")
+        return root
+
+    def _function(self, eigenvalues: Tensor) -> Tensor:
+        if self.output_basis is None:
+            return torch.diag_embed(eigenvalues)
+        return self.output_basis * eigenvalues[:, None] @ self.output_basis.mT
 
 
 def damped_factors(curvature: Curvature, damping: float) -> Curvature:

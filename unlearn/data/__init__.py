@@ -1,7 +1,14 @@
 """Rows with stable ids, data sets by name, views, seeded label noise and corruptions."""
 
 from unlearn.data.as_rows import as_rows
-from unlearn.data.corruptions import Corrupted, add_duplicates, add_outliers, corrupt_inputs
+from unlearn.data.corruptions import (
+    Corrupted,
+    add_duplicates,
+    add_outliers,
+    add_trigger,
+    corrupt_inputs,
+    with_trigger,
+)
 from unlearn.data.noise import pair_noise, symmetric_noise
 from unlearn.data.rows import DEFAULT_BATCH, Rows
 from unlearn.data.sources import load_data
@@ -13,10 +20,12 @@ __all__ = [
     "Rows",
     "add_duplicates",
     "add_outliers",
+    "add_trigger",
     "as_rows",
     "corrupt_inputs",
     "load_data",
     "pair_noise",
     "symmetric_noise",
+    "with_trigger",
     "within_memory",
 ]

@@ -1,4 +1,4 @@
-"""Seeded corruptions other than wrong labels: changed inputs, duplicates, rows from elsewhere.
+"""Seeded corruptions other than random labels: changed inputs, duplicates, rows from elsewhere, a backdoor trigger.
 
 Which rows are hit, and with what, depends on seed and row id, not on order or batches. Nothing is stored: a corrupted
 input is made each time it is read, from the untouched one.
@@ -26,6 +26,7 @@ NearCopy = Literal["gaussian", "shift"]
 
 STRENGTHS: Mapping[InputCorruption, float] = {"gaussian": 0.5, "occlusion": 0.5, "permutation": 1.0}
 NEAR_DEVIATION = 0.05
+AMPLITUDE = 16 / 255
 
 _Change = Callable[[Tensor, int], Tensor]  # an input and a seed of its own
 
@@ -187,6 +188,64 @@ def add_outliers(rows: Rows, rate: float, seed: int, *, other: Rows | None = Non
     labels = by_id[torch.from_numpy((draws.uniform(seed, ids, "outlier-labels") * len(rows)).astype(np.int64))]
     outliers = _changed(source.only(drawn), drawn, change, seed, "outliers")
     return Corrupted(_joined(rows, outliers, ids, labels, labels), ids, "outliers")
+
+
+def add_trigger(rows: Rows, rate: float, seed: int, *, label: int, amplitude: float = AMPLITUDE) -> Corrupted:
+    """Put a checkerboard on ``round(rate * n)`` images and give all of them one label: a backdoor.
+
+    The labels that the rows had are their truth (a truth that is known already stays), so the repair of a backdoor is
+    to relabel ``ids`` to it. Rows whose true label is ``label`` are hit too, and keep it. The pattern is that of the
+    label-change experiment of GIF (arXiv 2312.05586): every second pixel, as the black squares of a chess board.
+
+    Args:
+        rows: images with classes.
+        rate: share of the rows.
+        seed: any integer.
+        label: the class that the trigger is to mean.
+        amplitude: added to each pixel of the pattern, in units of the inputs; the sum is not clipped.
+
+    Raises:
+        InputError: rate outside [0, 1], a label outside the classes, an amplitude that is not a finite number above
+            0, or inputs that are no images of floating point.
+
+    >>> rows = Rows.from_tensors(torch.zeros(10, 1, 2, 2), torch.arange(10) % 2)
+    >>> found = add_trigger(rows, 0.2, seed=0, label=1)
+    >>> found.rows.only(found.ids).labels.tolist(), int((found.rows.batch(torch.arange(10))[0] > 0).sum())
+    ([1, 1], 4)
+    """
+    if rows.classes is None or not 0 <= label < rows.classes:
+        allowed = "no classes" if rows.classes is None else f"the classes 0..{rows.classes - 1}"
+        raise InputError(f"the trigger's label is {label} and {rows.name} has {allowed}; give one of its classes")
+    hit = _drawn(rows, _count(rows, rate), seed, "trigger")
+    marked = _changed(rows, hit, _checkerboard(rows, amplitude), seed, "trigger")
+    truth = rows.labels if rows.truth is None else rows.truth
+    return Corrupted(marked.with_truth(truth).relabelled(dict.fromkeys(hit, label)), hit, "trigger")
+
+
+def with_trigger(rows: Rows, *, amplitude: float = AMPLITUDE) -> Rows:
+    """Return the view in which every image carries the trigger of :func:`add_trigger`; labels stay.
+
+    Raises:
+        InputError: an amplitude that is not a finite number above 0, or inputs that are no images of floating point.
+
+    >>> with_trigger(Rows.from_tensors(torch.zeros(1, 1, 2, 2), torch.tensor([0])), amplitude=1.0)[0][0].tolist()
+    [[[0.0, 1.0], [1.0, 0.0]]]
+    """
+    return _changed(rows, rows.ids, _checkerboard(rows, amplitude), 0, "trigger")
+
+
+def _checkerboard(rows: Rows, amplitude: float) -> _Change:
+    shape = _shape(rows, "given a trigger")
+    if len(shape) < 2:
+        raise InputError(f"a trigger needs images; inputs of {rows.name} are of shape {shape}: use rows of images")
+    if not 0 < amplitude < math.inf:
+        raise InputError(f"the amplitude of the trigger is {amplitude}; give a finite number above 0")
+    odd = (torch.arange(shape[-2])[:, None] + torch.arange(shape[-1])) % 2
+
+    def marked(x: Tensor, _: int) -> Tensor:
+        return x + amplitude * odd.to(x)
+
+    return marked
 
 
 def _gaussian(x: Tensor, seed: int, *, deviation: float) -> Tensor:

@@ -20,15 +20,13 @@ Axes: g group, b row, t position, i inputs, o outputs, u units of all groups (g 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from unlearn.curvature import Basis, Block, Curvature, layer_gradients
-from unlearn.curvature.damped_factors import damped_eigenvalues
+from unlearn.curvature import Basis, Curvature, layer_gradients
+from unlearn.curvature.damped_factors import DampedFactors
 from unlearn.curvature.restricted import Method
 from unlearn.curvature.units import Select, UnitActivity, check_units, common_units, largest_units
 from unlearn.data import DEFAULT_BATCH, as_rows
@@ -112,7 +110,7 @@ def gif_scores(
         batch_size=batch_size,
     )
     layers = damped.curvature.layers
-    factors = {name: _damped_factors(block, damped.added) for name, block in damped.curvature.blocks.items()}
+    factors = {name: DampedFactors.of(block, damped.added) for name, block in damped.curvature.blocks.items()}
     activity = UnitActivity(model, select)
     common: dict[str, Tensor] = {}
     if scope == "data":
@@ -135,61 +133,11 @@ def gif_scores(
     return Scores(rows.ids, values.numpy(), "gif" if method == "gif" else f"gif-{method}", options)
 
 
-@dataclass(frozen=True)
-class _DampedFactors:
-    """The damped factors of a layer.
-
-    Attributes:
-        layer: name of the layer.
-        whitening: C^-1/2 up to a rotation, as columns, shape (g, i, i); its diagonal, (g, 1, i), where C is diagonal.
-        eigenvalues: of B, shape (g, o), in float64.
-        basis: of B, as columns, shape (g, o, o), in float64; None where B is diagonal.
-    """
-
-    layer: str
-    whitening: Tensor
-    eigenvalues: Tensor
-    basis: Tensor | None
-
-    @cached_property
-    def outputs(self) -> Tensor:
-        """B, shape (g, o, o)."""
-        return self._function(self.eigenvalues)
-
-    @cached_property
-    def inverse(self) -> Tensor:
-        """B^-1, shape (g, o, o)."""
-        return self._function(1 / self.eigenvalues)
-
-    @cached_property
-    def whole(self) -> Tensor:
-        """B of all units, block-diagonal in the groups, shape (u, u)."""
-        return torch.block_diag(*self.outputs)  # type: ignore[no-any-return, no-untyped-call]
-
-    @cached_property
-    def whole_square(self) -> Tensor:
-        """B^2 of all units, shape (u, u)."""
-        return torch.block_diag(*(self.outputs @ self.outputs))  # type: ignore[no-any-return, no-untyped-call]
-
-    def _function(self, eigenvalues: Tensor) -> Tensor:
-        if self.basis is None:
-            return torch.diag_embed(eigenvalues)
-        return self.basis * eigenvalues[:, None] @ self.basis.mT
-
-
-def _damped_factors(block: Block, damping: float) -> _DampedFactors:
-    inputs, outputs = damped_eigenvalues(block, damping)
-    U_A, U_S = block.basis.inputs, block.basis.outputs
-    roots = inputs.rsqrt()[:, None].to(block.eigenvalues.dtype)
-    whitening = roots if U_A is None else U_A * roots
-    return _DampedFactors(block.layer.name, whitening, outputs, None if U_S is None else U_S.double())
-
-
-def _layer_scores(factors: _DampedFactors, a: Tensor, d: Tensor, units: Tensor, method: Method) -> Tensor:
+def _layer_scores(factors: DampedFactors, a: Tensor, d: Tensor, units: Tensor, method: Method) -> Tensor:
     """Return one layer's part of the scores, shape (b,); units (b, k), or (1, k) where all rows share them."""
-    if units.shape[1] == factors.eigenvalues.numel():
+    if units.shape[1] == factors.outputs.numel():
         units = units[:1]
-    form = _diagonal_form if factors.basis is None else _FORMS[method]
+    form = _diagonal_form if factors.output_basis is None else _FORMS[method]
     parts, start = [], 0
     for whitened in _whitened_gradients(factors, a, d):
         stop = start + whitened.shape[1]
@@ -199,7 +147,7 @@ def _layer_scores(factors: _DampedFactors, a: Tensor, d: Tensor, units: Tensor, 
     return torch.cat(parts)
 
 
-def _whitened_gradients(factors: _DampedFactors, a: Tensor, d: Tensor) -> Iterator[Tensor]:
+def _whitened_gradients(factors: DampedFactors, a: Tensor, d: Tensor) -> Iterator[Tensor]:
     """Yield g' transposed, (g, b, i, o), a few rows at a time; with one position (g, b, 1, o), of equal products."""
     a = a.to(factors.whitening.dtype)
     diagonal = factors.whitening.shape[1] != factors.whitening.shape[2]
@@ -222,26 +170,26 @@ def _times(gradients: Tensor, matrix: Tensor) -> Tensor:
     return (gradients.flatten(1, 2) @ matrix).reshape(gradients.shape)
 
 
-def _gif_form(factors: _DampedFactors, gradients: Tensor, units: Tensor) -> Tensor:
+def _gif_form(factors: DampedFactors, gradients: Tensor, units: Tensor) -> Tensor:
     """Return <g_R, (B^2)[R, R]^-1 (B g)_R> of each row, shape (b,); the groups need not have equal shares of R."""
-    pulled = _by_unit(_times(gradients, factors.outputs))
-    return _restricted_form(factors.layer, _by_unit(gradients), pulled, factors.whole_square, units)
+    pulled = _by_unit(_times(gradients, factors.output_factor))
+    return _restricted_form(factors, _by_unit(gradients), pulled, factors.whole_square, units)
 
 
-def _frozen_form(factors: _DampedFactors, gradients: Tensor, units: Tensor) -> Tensor:
+def _frozen_form(factors: DampedFactors, gradients: Tensor, units: Tensor) -> Tensor:
     """Return <g_R, B[R, R]^-1 g_R> of each row, shape (b,)."""
     by_unit = _by_unit(gradients)
-    return _restricted_form(factors.layer, by_unit, by_unit, factors.whole, units)
+    return _restricted_form(factors, by_unit, by_unit, factors.whole, units)
 
 
-def _projected_form(factors: _DampedFactors, gradients: Tensor, units: Tensor) -> Tensor:
+def _projected_form(factors: DampedFactors, gradients: Tensor, units: Tensor) -> Tensor:
     """Return <g_R, (B^-1 g)_R> of each row, shape (b,)."""
     return _sum_over((gradients * _times(gradients, factors.inverse)).sum(2), units)
 
 
-def _diagonal_form(factors: _DampedFactors, gradients: Tensor, units: Tensor) -> Tensor:
+def _diagonal_form(factors: DampedFactors, gradients: Tensor, units: Tensor) -> Tensor:
     """Return <g_R, B[R, R]^-1 g_R> of each row for a diagonal B, shape (b,)."""
-    return _sum_over(gradients.square().sum(2) / factors.eigenvalues[:, None], units)
+    return _sum_over(gradients.square().sum(2) / factors.outputs[:, None], units)
 
 
 def _sum_over(terms: Tensor, units: Tensor) -> Tensor:
@@ -253,13 +201,15 @@ def _sum_over(terms: Tensor, units: Tensor) -> Tensor:
 _FORMS = {"gif": _gif_form, "frozen": _frozen_form, "projected": _projected_form, "full": _projected_form}
 
 
-def _restricted_form(layer: str, gradients: Tensor, pulled: Tensor, matrix: Tensor, units: Tensor) -> Tensor:
+def _restricted_form(
+    factors: DampedFactors, gradients: Tensor, pulled: Tensor, matrix: Tensor, units: Tensor
+) -> Tensor:
     """Return <g_R, matrix[R, R]^-1 pulled_R> of each row, shape (b,), for gradients and pulled (b, u, i)."""
     if len(units) == 1:
         chosen = units[0]
         b, k, c = len(gradients), len(chosen), gradients.shape[2]
         rhs = pulled[:, chosen].transpose(0, 1).reshape(k, b * c)
-        root = _cholesky(matrix[chosen[:, None], chosen], layer)
+        root = factors.root(matrix[chosen[:, None], chosen])
         x = torch.cholesky_solve(rhs, root).reshape(k, b, c).transpose(0, 1)
         return (gradients[:, chosen] * x).sum((1, 2))
     step = max(1, _CHUNK_BYTES // (8 * units.shape[1] ** 2))
@@ -268,15 +218,7 @@ def _restricted_form(layer: str, gradients: Tensor, pulled: Tensor, matrix: Tens
         some_rows = slice(start, start + step)
         R = units[some_rows]
         row = torch.arange(len(R), device=R.device)[:, None]
-        root = _cholesky(matrix[R[:, :, None], R[:, None]], layer)
+        root = factors.root(matrix[R[:, :, None], R[:, None]])
         x = torch.cholesky_solve(pulled[some_rows][row, R], root)
         parts.append((gradients[some_rows][row, R] * x).sum((1, 2)))
     return torch.cat(parts)
-
-
-def _cholesky(square: Tensor, layer: str) -> Tensor:
-    root: Tensor
-    root, info = torch.linalg.cholesky_ex(square)
-    if info.any():
-        raise InputError(f"the selected units of layer {layer!r} are dependent to rounding; give more damping")
-    return root

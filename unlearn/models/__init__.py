@@ -5,6 +5,7 @@ from unlearn.models.denoiser import Denoiser, denoiser, mixed, noised_rows, samp
 from unlearn.models.linear import LinearHead, linear
 from unlearn.models.mlp import mlp
 from unlearn.models.registry import build_model
+from unlearn.models.tinynet import tinynet
 
 __all__ = [
     "Denoiser",
@@ -17,4 +18,5 @@ __all__ = [
     "mlp",
     "noised_rows",
     "sample_images",
+    "tinynet",
 ]

@@ -15,10 +15,12 @@ from unlearn.models.cnn import cnn
 from unlearn.models.denoiser import denoiser
 from unlearn.models.linear import linear
 from unlearn.models.mlp import mlp
+from unlearn.models.tinynet import tinynet
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "cnn": cnn,
+    "tinynet": tinynet,
     "denoiser": denoiser,
     "linear": linear,
 }
@@ -28,7 +30,7 @@ def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
     """Build a model with initial weights that depend on the seed only; the global seed is left as found.
 
     Args:
-        name: ``mlp``, ``cnn``, ``denoiser``, ``linear``, or a user's own factory as ``module:function``.
+        name: ``mlp``, ``cnn``, ``tinynet``, ``denoiser``, ``linear``, or a user's own factory as ``module:function``.
         seed: seed of the initial weights.
         **options: passed to the factory.
 

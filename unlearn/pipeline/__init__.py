@@ -3,12 +3,21 @@
 from unlearn.pipeline.certified import remove_certified, run_certified
 from unlearn.pipeline.detectors import DETECTORS
 from unlearn.pipeline.run import Run
-from unlearn.pipeline.stages import check_has_stages, run_stages, suggestions_of, verify_stage, write_edit, write_scores
+from unlearn.pipeline.stages import (
+    check_has_stages,
+    edit_units,
+    run_stages,
+    suggestions_of,
+    verify_stage,
+    write_edit,
+    write_scores,
+)
 
 __all__ = [
     "DETECTORS",
     "Run",
     "check_has_stages",
+    "edit_units",
     "remove_certified",
     "run_certified",
     "run_stages",

@@ -20,11 +20,14 @@ from unlearn.data import (
     Rows,
     add_duplicates,
     add_outliers,
+    add_trigger,
     corrupt_inputs,
     load_data,
     pair_noise,
     symmetric_noise,
+    with_trigger,
 )
+from unlearn.data.corruptions import AMPLITUDE
 from unlearn.errors import FolderError, InputError
 from unlearn.inputs import shapes_of
 from unlearn.models import LinearHead, build_model
@@ -35,6 +38,21 @@ from unlearn.tasks import get_task
 from unlearn.training import TRAJECTORY_FILE, TrainingRecord, TrainSettings, Trajectory, load_checkpoint
 
 FORMAT = 1
+
+
+def true_labels(rows: Rows) -> dict[str, int]:
+    """Return the true label of every row whose given one is known to be wrong.
+
+    Raises:
+        InputError: no true labels are known.
+    """
+    if rows.truth is None:
+        raise InputError(
+            f"the true labels of {rows.name} are not known; action 'true-labels' needs label noise or a trigger in the "
+            "recipe"
+        )
+    pairs = zip(rows.ids, rows.labels.tolist(), rows.truth.tolist(), strict=True)
+    return {row: true for row, given, true in pairs if given != true}
 
 
 @dataclass(frozen=True)
@@ -123,6 +141,8 @@ class Run:
         section = self.recipe.repair
         if section.label is not None:
             return Changes(removed_classes=(section.label,)).on(self.data)
+        if section.action == "true-labels":
+            return Changes(relabelled=true_labels(self.data))
         if section.decisions is None:
             return None
         lines = ((f"decision {k}", line.model_dump()) for k, line in enumerate(section.decisions, 1))
@@ -145,7 +165,9 @@ class Run:
         if done.kind == "outliers":
             other = None if done.other is None else load_data(done.other, "train", split_seed=section.split_seed)
             return add_outliers(self._labelled, done.rate, done.seed, other=other)
-        return corrupt_inputs(self._labelled, done.rate, done.seed, kind=done.kind, strength=done.strength)
+        if done.kind == "trigger" and done.label is not None:
+            return add_trigger(self._labelled, done.rate, done.seed, label=done.label, amplitude=self._amplitude)
+        return corrupt_inputs(self._labelled, done.rate, done.seed, kind=done.kind, strength=done.strength)  # type: ignore[arg-type]
 
     @cached_property
     def _labelled(self) -> Rows:
@@ -163,6 +185,17 @@ class Run:
     def test(self) -> Rows:
         """Test rows."""
         return load_data(self.recipe.data.source, "test", split_seed=self.recipe.data.split_seed)
+
+    @cached_property
+    def triggered_test(self) -> Rows | None:
+        """Test rows that all carry the trigger, at their own labels; None where the recipe has no trigger."""
+        done = self.recipe.data.corruption
+        return with_trigger(self.test, amplitude=self._amplitude) if done and done.kind == "trigger" else None
+
+    @property
+    def _amplitude(self) -> float:
+        done = self.recipe.data.corruption
+        return AMPLITUDE if done is None or done.strength is None else done.strength
 
     @property
     def settings(self) -> TrainSettings:

@@ -23,7 +23,8 @@ from unlearn.pipeline.detectors import DETECTORS
 from unlearn.pipeline.run import FORMAT, Run
 from unlearn.predict import predict
 from unlearn.recipe import Recipe
-from unlearn.repair import RIVALS, Changes, Edit, OutputCut, apply_changes, drop_outputs
+from unlearn.repair import RIVALS, Changes, Edit, OutputCut, apply_changes, drop_outputs, restricted_edit
+from unlearn.repair.restricted_steps import EditMethod
 from unlearn.report import assemble_report, render_report
 from unlearn.training import train
 from unlearn.verification import Price, Verdict, verify
@@ -126,16 +127,33 @@ def repair_stage(run: Run) -> None:
     changes = Changes.load(run.folder / "decisions.csv")
     model, record = run.original
     section = run.recipe.repair
-    edit = apply_changes(
-        model,
-        run.data,
-        changes,
-        record=record,
-        budget=section.budget,
-        damping=section.damping,
-        layers=section.layers,
-    )
+    if section.method is not None:
+        edit = edit_units(run, changes, method=section.method)
+    else:
+        edit = apply_changes(
+            model,
+            run.data,
+            changes,
+            record=record,
+            budget=section.budget,
+            damping=section.damping,
+            layers=section.layers,
+        )
     write_edit(run, drop_outputs(edit) if section.drop_output else edit)
+
+
+def edit_units(run: Run, changes: Changes, *, method: EditMethod, **given: Any) -> Edit:
+    """Make a restricted edit on Kronecker factors; an option that is not given (None) is the recipe's."""
+    section, (model, record) = run.recipe.repair, run.original
+    named = {"select": section.select, "ratio": section.ratio} if method in ("gif", "frozen", "projected") else {}
+    options: dict[str, Any] = {
+        **named,
+        "steps": section.steps or 1,
+        "damping": section.damping,
+        "layers": section.layers,
+    }
+    options |= {name: value for name, value in given.items() if value is not None}
+    return restricted_edit(model, run.data, changes, method=method, path="kfac", record=record, **options)
 
 
 def write_edit(run: Run, edit: Edit) -> None:

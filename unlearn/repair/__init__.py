@@ -10,6 +10,7 @@ from unlearn.repair.drift import DRIFT_LIMIT, Drift
 from unlearn.repair.edit import Cost, Edit
 from unlearn.repair.newton import Step
 from unlearn.repair.output_cut import OutputCut, cut_outputs
+from unlearn.repair.restricted_edit import restricted_edit
 from unlearn.repair.rivals import RIVALS, Rival, RivalEdit
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "relabel",
     "remove",
     "remove_class",
+    "restricted_edit",
     "train_certified_head",
 ]

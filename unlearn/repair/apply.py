@@ -15,18 +15,17 @@ from unlearn.curvature import Curvature, fit_curvature, loss_gradient
 from unlearn.curvature.digest import weights_digest
 from unlearn.curvature.layers import patterns_of
 from unlearn.curvature.vectors import add_scaled, norm
-from unlearn.data import Rows, as_rows
+from unlearn.data import as_rows
 from unlearn.errors import InputError, some
 from unlearn.modes import copy_modes
-from unlearn.predict import predict
 from unlearn.repair.changes import Changes, removal
 from unlearn.repair.chosen_layers import chosen_parameters, patterns_of_others, restricted
 from unlearn.repair.damping import damping_of, weight_decay_of
-from unlearn.repair.edit import Cost, Edit
+from unlearn.repair.edit import Cost, Edit, measure
 from unlearn.repair.newton import Step, load_weights, newton_steps
 from unlearn.repair.objective import EditedObjective
 from unlearn.repair.rewind import check_final_weights, check_record, last_snapshot, rewind_step
-from unlearn.tasks import Task, get_task, phi
+from unlearn.tasks import Task, get_task
 from unlearn.training import Snapshot, Successor, TrainingRecord, replay
 
 ITERATIONS = 5
@@ -49,6 +48,7 @@ def remove(model: nn.Module, data: Any, ids: Iterable[str], **options: Any) -> E
         **options: those of :func:`apply_changes`.
 
     >>> import torch
+    >>> from unlearn.data import Rows
     >>> rows = Rows.from_tensors(torch.eye(6), torch.tensor([0, 1, 0, 1, 0, 1]))
     >>> record = TrainingRecord(optimizer="sgd", lr=0.1, steps=100, weight_decay=0.01)
     >>> edit = remove(nn.Linear(6, 2), rows, ["0"], record=record)
@@ -68,6 +68,7 @@ def relabel(model: nn.Module, data: Any, labels: Mapping[str, int | float], **op
         **options: those of :func:`apply_changes`.
 
     >>> import torch
+    >>> from unlearn.data import Rows
     >>> rows = Rows.from_tensors(torch.eye(6), torch.tensor([0, 1, 0, 1, 0, 1]))
     >>> edit = relabel(nn.Linear(6, 2), rows, {"0": 1}, damping=0.1, weight_decay=0.01)
     >>> edit.after["changed_phi"] < edit.before["changed_phi"]
@@ -206,8 +207,8 @@ def apply_changes(
         record=record,
         steps=taken,
         cost=Cost(FACTOR_COST * factor_rows / epoch, solve_cost / epoch, EPOCH_COST * replayed / epoch),
-        before=_measure(model, rows, changes, the_task),
-        after=_measure(moved, rows, changes, the_task),
+        before=measure(model, rows, changes, the_task),
+        after=measure(moved, rows, changes, the_task),
         budget=budget,
         start_step=start,
         layers=None if layers is None else tuple(layers),
@@ -263,17 +264,3 @@ def _stands_at_optimum(objective: EditedObjective) -> bool:
     rest = add_scaled(mean, objective.weight_decay, objective.start)
     objective.cost += EPOCH_COST * len(objective.data)
     return norm(rest) <= 0.01 * norm(objective.at_start()[1])
-
-
-def _measure(model: nn.Module, rows: Rows, changes: Changes, task: Task) -> dict[str, float]:
-    changed, kept = rows.only(changes.ids), rows.without(changes.ids) if len(changes.ids) < len(rows) else None
-    outputs = predict(model, changed)
-    found = {"changed_loss": float(task.loss(outputs, changed.labels).mean())}
-    if rows.classes is not None:
-        found["changed_phi"] = float(phi(outputs, changed.labels).mean())
-    if kept is not None:
-        outputs = predict(model, kept)
-        found["kept_loss"] = float(task.loss(outputs, kept.labels).mean())
-        if rows.classes is not None:
-            found["kept_accuracy"] = float((outputs.argmax(1) == kept.labels).double().mean())
-    return found

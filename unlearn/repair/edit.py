@@ -9,10 +9,12 @@ from torch import nn
 
 from unlearn.curvature import Curvature
 from unlearn.data import Rows
+from unlearn.predict import predict
 from unlearn.repair.changes import Changes
 from unlearn.repair.drift import Drift
 from unlearn.repair.newton import Step
 from unlearn.repair.output_cut import OutputCut
+from unlearn.tasks import Task, phi
 from unlearn.training import TrainingRecord
 
 
@@ -50,7 +52,8 @@ class Edit:
     Attributes:
         model: a copy of the original with the edited weights; the original's modes.
         original: the model that was edited, as it was given.
-        method: ``newton`` (from the final weights) or ``rewind-newton-replay``.
+        method: ``newton`` (from the final weights), ``rewind-newton-replay``, or that of a restricted edit, such as
+            ``gif-exact``.
         changes: what was asked for.
         data: rows before the change.
         record: the training record used, or None.
@@ -124,3 +127,18 @@ class Edit:
     def provenance(self) -> dict[str, Any]:
         """Return what a checkpoint says of the edit; row ids as sha256 only."""
         return {**self.to_dict(), "rows": self.changes.hashed_rows(), "data_fingerprint": self.data.fingerprint}
+
+
+def measure(model: nn.Module, rows: Rows, changes: Changes, task: Task) -> dict[str, float]:
+    """Return what an edit reports of a model: loss and phi of the changed rows, loss and accuracy of the others."""
+    changed, kept = rows.only(changes.ids), rows.without(changes.ids) if len(changes.ids) < len(rows) else None
+    outputs = predict(model, changed)
+    found = {"changed_loss": float(task.loss(outputs, changed.labels).mean())}
+    if rows.classes is not None:
+        found["changed_phi"] = float(phi(outputs, changed.labels).mean())
+    if kept is not None:
+        outputs = predict(model, kept)
+        found["kept_loss"] = float(task.loss(outputs, kept.labels).mean())
+        if rows.classes is not None:
+            found["kept_accuracy"] = float((outputs.argmax(1) == kept.labels).double().mean())
+    return found

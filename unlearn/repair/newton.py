@@ -83,7 +83,7 @@ def newton_steps(
     """
     weights = objective.start
     taken: list[Step] = []
-    damping = _mean(objective)
+    damping = mean_damping(objective)
     for k in range(steps):
         before = objective.cost
         value, gradient = objective.at_start() if k == 0 else objective.value_and_gradient(weights)
@@ -91,7 +91,7 @@ def newton_steps(
         if size == 0:
             break
         operator = gauss_newton(
-            _with_weights(objective.model, weights), objective.rows, task=objective.task, parameters=objective.names
+            with_weights(objective.model, weights), objective.rows, task=objective.task, parameters=objective.names
         )
 
         def product(v: Vector, operator: Any = operator) -> Vector:
@@ -170,14 +170,15 @@ def _parabola_minimum(slope: float, length: float, change: float) -> float:
     return min(max(-slope / (2 * bend), 0.1 * length), 0.5 * length) if bend > 0 else 0.5 * length
 
 
-def _mean(objective: EditedObjective) -> float:
+def mean_damping(objective: EditedObjective) -> float:
+    """Return d as a number: the mean entry, for a metric."""
     if not isinstance(objective.damping, dict):
         return objective.damping
     metric = [part for name, part in objective.damping.items() if name in objective.names]
     return sum(float(part.sum()) for part in metric) / sum(part.numel() for part in metric)
 
 
-def _with_weights(model: nn.Module, weights: Vector) -> nn.Module:
+def with_weights(model: nn.Module, weights: Vector) -> nn.Module:
     """Return the model itself at its own weights, or a copy at other ones."""
     own = dict(model.named_parameters())
     if all(torch.equal(own[name], value) for name, value in weights.items()):
