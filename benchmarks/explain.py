@@ -25,7 +25,7 @@ from benchmarks.setting import Setting, Table, logits, threads
 from unlearn.curvature import fit_curvature
 from unlearn.data import Rows
 from unlearn.detect import influence
-from unlearn.pipeline.explain import horizon_damping
+from unlearn.pipeline.run import horizon_damping
 from unlearn.tasks import get_task
 from unlearn.verification import train_references
 

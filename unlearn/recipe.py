@@ -114,11 +114,15 @@ DetectorName = Literal[
 
 
 class DetectSection(_Section):
-    """Which score decides, which are computed beside it, and how many rows are acted on."""
+    """Which score decides, which are computed beside it, how many rows are acted on.
+
+    Beside each of these rows, for a review, the most influential rows are written: ``neighbours`` on each side.
+    """
 
     method: DetectorName = "margin-trajectory"
     beside: list[DetectorName] = ["self-influence", "gif", "loss"]
     count: int | None = Field(default=None, ge=0)
+    neighbours: int = Field(default=4, ge=0)
 
 
 class Decision(_Section):

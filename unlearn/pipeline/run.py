@@ -299,3 +299,12 @@ class Run:
         if not path.exists():
             raise FolderError(f"{path} is not there: run the stage {stage!r} first (`unlearn recipe run` runs all)")
         return path
+
+
+def horizon_damping(record: TrainingRecord) -> float | None:
+    """Return 2 / T (:meth:`unlearn.TrainingRecord.damping`); None for Adam, whose damping is no number.
+
+    >>> horizon_damping(TrainingRecord("sgd", 0.1, 200)), horizon_damping(TrainingRecord("adam", 0.1, 200))
+    (0.1, None)
+    """
+    return None if record.optimizer == "adam" else record.damping()

@@ -18,8 +18,9 @@ from unlearn import detect
 from unlearn.atomic import read_json, write_atomically
 from unlearn.checkpoint import save_checkpoint
 from unlearn.errors import InputError
-from unlearn.inputs import named_tensors
+from unlearn.pipeline.appearance import Appearance
 from unlearn.pipeline.detectors import DETECTORS
+from unlearn.pipeline.flagged import write_flagged
 from unlearn.pipeline.run import FORMAT, Run
 from unlearn.predict import predict
 from unlearn.recipe import Recipe
@@ -82,6 +83,7 @@ def detect_stage(run: Run) -> None:
         quality = detect.ranking_quality(deciding, run.data) if run.data.truth is not None else {}
         table.append({"method": method, "cost_epochs": DETECTORS[method].cost(deciding), **quality})
     cutoff = detect.estimate_cutoff(deciding) if section.count is None else detect.count_cutoff(deciding, section.count)
+    write_flagged(run, deciding, cutoff.ids)
     quality_of_decision = None if run.data.truth is None else detect.decision_quality(cutoff.ids, suggestions, run.data)
     counts, edges = np.histogram(deciding.values, bins=BINS)
     run.write(
@@ -231,10 +233,7 @@ def report_stage(run: Run) -> None:
     report = assemble_report(run.folder, run.recipe, run.data, run.test, *run.original, edit)
     run.write("report.json", report)
     shown = [row["id"] for row in (report["detection"] or {"top": []})["top"]]
-    images = {}
-    if shown and getattr(run.data[0][0], "ndim", 0) == 3:
-        inputs, _ = run.data.batch(run.data.positions(shown))
-        images = dict(zip(shown, named_tensors(inputs)[""].numpy(), strict=True))
+    images = Appearance.of(run).pictures(run.data.only(shown))
     write_atomically(run.folder / "report.html", render_report({"format": FORMAT, **report}, images).encode())
 
 
