@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from chromium import Browser
 
 from unlearn.cli import main
 
@@ -82,3 +83,11 @@ def run_copy(tiny_run: Path, tmp_path: Path) -> Path:
     """Return a copy of the tiny run."""
     shutil.copytree(tiny_run, tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless chromium, started once."""
+    started = Browser()
+    yield started
+    started.quit()

@@ -1,12 +1,10 @@
 import copy
-import json
 import re
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from report_cases import REPORT, Page, leaves, with_leaf
-from test_browser import CHROMIUM, MEASURE, WIDTHS, chromium
 
 from unlearn.errors import InputError
 from unlearn.report import render_report
@@ -155,18 +153,3 @@ def test_the_same_facts_give_the_same_page_and_are_left_as_they_were():
 def test_another_format_is_refused_by_name(version):
     with pytest.raises(InputError, match=f"format {version!r}; this version reads 1: explain again"):
         render_explanations({**FACTS, "format": version})
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path to render the page with")
-@pytest.mark.parametrize("shown", [PAGE, TEXT_PAGE], ids=["pictures", "texts"])
-def test_nothing_is_wider_than_the_screen(shown, tmp_path):
-    (tmp_path / "report.html").write_text(shown, encoding="utf-8")
-    frames = "".join(f'<iframe src="report.html" style="border:0;width:{w}px;height:900px"></iframe>' for w in WIDTHS)
-    (tmp_path / "measure.html").write_text(MEASURE.format(frames=frames), encoding="utf-8")
-    drawn = chromium(tmp_path, "--window-size=1400,1000", "--dump-dom", (tmp_path / "measure.html").as_uri())
-    found = json.loads(re.search(r"found:(\[.*\]):end", drawn.stdout, re.DOTALL).group(1).replace("&lt;", "<"))
-    assert [frame["width"] for frame in found] == list(WIDTHS)
-    for frame in found:
-        assert frame["out"] == []
-        assert frame["scroll"] == frame["width"]
-    assert "CONSOLE" not in drawn.stderr

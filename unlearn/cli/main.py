@@ -12,6 +12,7 @@ from unlearn.cli.detect import detect
 from unlearn.cli.explain import explain
 from unlearn.cli.recipe import recipe
 from unlearn.cli.repair import repair
+from unlearn.cli.review import review
 from unlearn.cli.train import train
 from unlearn.cli.verify import verify
 from unlearn.errors import UnlearnError
@@ -28,6 +29,7 @@ def cli() -> None:
     and the same, stage by stage:
         unlearn train mnist5k-relabel --out runs/digits
         unlearn detect runs/digits
+        unlearn review runs/digits
         unlearn repair apply runs/digits runs/digits/decisions.csv
         unlearn verify runs/digits
 
@@ -36,7 +38,7 @@ def cli() -> None:
     """
 
 
-for command in (recipe, train, detect, explain, repair, verify, checkpoint, benchmark):
+for command in (recipe, train, detect, explain, review, repair, verify, checkpoint, benchmark):
     cli.add_command(command)
 
 

@@ -9,7 +9,6 @@ from unlearn.data import Rows
 from unlearn.errors import InputError, some
 from unlearn.training import Trajectory
 
-
 SUGGESTED = 3
 
 

@@ -132,8 +132,12 @@ class Changes:
             data = data.relabelled(self.relabelled)
         return data.without(self.removed) if self.removed else data
 
-    def save(self, path: str | Path) -> None:
-        """Write as CSV with the columns id, action, label; a removed class is a line without id."""
+    def to_csv(self, kept: Iterable[str] = ()) -> str:
+        """Return as CSV with the columns id, action, label; a removed class is a line without id.
+
+        Args:
+            kept: ids of rows that were looked at and stay as they are; lines that change nothing.
+        """
         text = io.StringIO()
         text.write(HEADER + "\n")
         writer = csv.writer(text, lineterminator="\n")
@@ -141,7 +145,12 @@ class Changes:
         writer.writerows((row, "remove", "") for row in self.removed)
         writer.writerows((row, "relabel", label) for row, label in self.relabelled.items())
         writer.writerows(("", "remove-class", label) for label in self.removed_classes)
-        write_atomically(path, text.getvalue().encode())
+        writer.writerows((row, "keep", "") for row in kept)
+        return text.getvalue()
+
+    def save(self, path: str | Path, *, kept: Iterable[str] = ()) -> None:
+        """Write what :meth:`to_csv` returns."""
+        write_atomically(path, self.to_csv(kept).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Changes:

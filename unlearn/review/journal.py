@@ -1,7 +1,7 @@
 """Decisions on the disk, one line each, in the order in which they were made; nothing is ever changed or removed.
 
-A line counts when its end is on the disk. What a crash left of a line without its end was never told to be saved, and is
-cut off when the file is opened again.
+A line counts when its end is on the disk. What a crash left of a line without its end was never told to be saved, and
+is cut off when the file is opened again.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Journal:
     """
 
     def __init__(self, path: Path, subject: str) -> None:
-        self.path = path
+        self.path, self._size = path, 0
         if not path.exists():
             write_atomically(path, _line({"format": FORMAT, "subject": subject}))
         try:
-            self._file = open(path, "r+b")  # noqa: SIM115: closed by close()
+            self._file = open(path, "r+b")  # noqa: SIM115
         except OSError as error:
             raise FolderError(f"can not write {str(path)!r}: {error.strerror}; check its permissions") from error
         try:
@@ -104,8 +104,8 @@ class Journal:
             entries.append(entry)
         if entries[0].get("format") != FORMAT:
             raise FolderError(
-                f"{str(self.path)!r} has format {entries[0].get('format')!r}; this release reads {FORMAT}: move it away "
-                "to begin anew"
+                f"{str(self.path)!r} has format {entries[0].get('format')!r}; this release reads {FORMAT}: move it "
+                "away to begin anew"
             )
         if entries[0].get("subject") != subject:
             raise FolderError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unlearn.atomic import write_atomically
 from unlearn.errors import FolderError, InputError, RowNotFoundError, did_you_mean
 from unlearn.repair import Changes
 from unlearn.review.journal import Journal
@@ -62,6 +63,9 @@ class Review:
         classes: number of classes.
         data: fingerprint of the training rows.
 
+    Attributes:
+        written: whether ``decisions.csv`` says what is decided.
+
     Raises:
         InputError: there is no row.
         FolderError: the folder has the journal of other rows, or another process has it.
@@ -85,12 +89,14 @@ class Review:
         self._lock = threading.RLock()
         self._journal = Journal(folder / JOURNAL, _subject(rows, data))
         self._made: list[tuple[str, Decision]] = []
+        self.written = False
         try:
             for entry in self._journal.entries:
                 self._replay(entry)
         except BaseException:
             self._journal.close()
             raise
+        self.written = bool(self._made) and self._stands()
 
     @property
     def decisions(self) -> dict[str, Decision]:
@@ -103,15 +109,6 @@ class Review:
         """How many rows there are, are decided on, and for each action."""
         made = [decision.action for decision in self.decisions.values()]
         return {"rows": len(self.rows), "decided": len(made), **{action: made.count(action) for action in ACTIONS}}
-
-    @property
-    def written(self) -> bool:
-        """Whether ``decisions.csv`` says what was decided."""
-        path = self.folder / DECISIONS
-        if not path.exists():
-            return False
-        with self._lock:
-            return path.read_bytes() == self._changes().to_csv(self._kept()).encode()
 
     def decide(self, row: str, action: str, label: int | None = None) -> None:
         """Decide on a row; an earlier decision is replaced.
@@ -133,6 +130,7 @@ class Review:
         with self._lock:
             self._journal.append(entry if label is None else {**entry, "label": label})
             self._made.append((row, Decision(action, label)))
+            self.written = False
 
     def undo(self) -> str | None:
         """Take back the last decision; the row's earlier one, if any, holds again.
@@ -147,6 +145,7 @@ class Review:
             if not self._made:
                 return None
             self._journal.append({"undo": self._made[-1][0]})
+            self.written = False
             return self._made.pop()[0]
 
     def next_open(self, after: int) -> int | None:
@@ -169,12 +168,10 @@ class Review:
                 raise InputError("no row is decided on yet, so there is nothing to write; decide on at least one")
             path, before = self.folder / DECISIONS, self.folder / BEFORE
             if path.exists() and not before.exists():
-                try:
-                    path.rename(before)
-                except OSError as error:
-                    raise FolderError(f"can not keep {str(path)!r} as {before.name}: {error.strerror}") from error
+                write_atomically(before, path.read_bytes())
             changes = self._changes()
             changes.save(path, kept=self._kept())
+            self.written = True
             return changes
 
     def close(self) -> None:
@@ -188,6 +185,10 @@ class Review:
             removed=tuple(row for row, one in found if one.action == "remove"),
             relabelled={row: one.label for row, one in found if one.label is not None},
         )
+
+    def _stands(self) -> bool:
+        path = self.folder / DECISIONS
+        return path.exists() and path.read_bytes() == self._changes().to_csv(self._kept()).encode()
 
     def _kept(self) -> tuple[str, ...]:
         made = self.decisions
@@ -205,7 +206,9 @@ class Review:
         elif entry.get("row") in self.place and entry.get("action") in ACTIONS:
             self._made.append((entry["row"], Decision(entry["action"], entry.get("label"))))
         else:
-            raise FolderError(f"{str(self._journal.path)!r} holds {json.dumps(entry)}, which is no decision; move it away")
+            raise FolderError(
+                f"{str(self._journal.path)!r} holds {json.dumps(entry)}, which is no decision; move it away"
+            )
 
 
 def _subject(rows: Sequence[FlaggedRow], data: str) -> str:
