@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,15 +15,28 @@ from torch import nn
 import unlearn
 from unlearn.data import Rows
 from unlearn.errors import InputError, RecordError, RowNotFoundError, StaleCurvatureError
-from unlearn.repair import Edit
+from unlearn.repair import Changes, Edit
+from unlearn.tasks import Classification
 from unlearn.training import TrainingRecord
 
 FINE: dict[str, Any] = {"damping": 0.1, "weight_decay": 0.01}
+THE_MODEL_AND_ROWS = tiny()
+
+
+class Nameless(Classification):
+    name = None  # type: ignore[assignment]
 
 
 def remove(ids: Any = ("row-1",), **options: Any) -> Edit:
-    model, rows = tiny()
-    return unlearn.remove(model, rows, ids, **options)
+    return unlearn.remove(*THE_MODEL_AND_ROWS, ids, **options)
+
+
+def relabel(labels: dict[str, int]) -> Edit:
+    return unlearn.relabel(*THE_MODEL_AND_ROWS, labels, **FINE)
+
+
+def mixed(removed: tuple[str, ...], labels: dict[str, int], classes: tuple[int, ...] = ()) -> Edit:
+    return unlearn.apply_changes(*THE_MODEL_AND_ROWS, Changes(removed, labels, classes), **FINE)
 
 
 CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
@@ -43,6 +57,33 @@ CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "no id": (lambda: remove([], **FINE), InputError, "no row is changed"),
     "id twice": (lambda: remove(["row-1", "row-1"], **FINE), InputError, "named twice"),
     "unknown task": (lambda: remove(**FINE, task="clasification"), InputError, "did you mean 'classification'"),
+    "task without curvature": (
+        lambda: remove(**FINE, task=nn.CrossEntropyLoss()),
+        InputError,
+        "task CrossEntropyLoss has no curvature: it lacks check, loss, output_gradient",
+    ),
+    "task without a name": (lambda: remove(**FINE, task=Nameless()), InputError, "no curvature: it lacks name; wrap"),
+    "loss that is not convex": (
+        lambda: remove(**FINE, task=unlearn.OwnLoss(lambda z, y: z.cos().sum(1))),
+        InputError,
+        "the loss is not convex there; pass curvature=",
+    ),
+    "label as it is": (lambda: relabel({"row-1": 1}), InputError, "carry their new label already: 'row-1'"),
+    "label outside": (lambda: relabel({"row-1": 3}), InputError, "label 3 for row 'row-1' is outside the classes"),
+    "no label": (lambda: relabel({}), InputError, "no row is changed"),
+    "removed and relabelled": (lambda: mixed(("row-1",), {"row-1": 2}), InputError, "named twice"),
+    "relabelled to a class that goes": (
+        lambda: mixed((), {"row-0": 1}, (1,)),
+        InputError,
+        "row 'row-0' is relabelled to class 1, which is removed; decide once",
+    ),
+    "class not there": (lambda: mixed((), {}, (5,)), InputError, "no row of data is of class 5; its classes are"),
+    "class emptied": (
+        lambda: remove(["row-1", "row-4", "row-7", "row-10"], **FINE),
+        InputError,
+        "no row of class 1 would be left; pass allow_empty_class=True",
+    ),
+    "unknown batch norm rule": (lambda: remove(**FINE, batch_norm="keep"), InputError, "unknown batch_norm 'keep'"),
     "adam without snapshot": (
         lambda: remove(record=TrainingRecord("adam", 0.01, 50)),
         RecordError,
@@ -52,11 +93,14 @@ CASES: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_one_clear_line(case: str) -> None:
+def test_bad_input_is_one_clear_line_and_touches_no_weight(case: str) -> None:
     make, error, message = CASES[case]
+    before = copy.deepcopy(THE_MODEL_AND_ROWS[0].state_dict())
     with pytest.raises(error, match=message) as found:
         make()
     assert "\n" not in str(found.value)
+    after = THE_MODEL_AND_ROWS[0].state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
 
 
 def test_one_id_may_be_a_string() -> None:

@@ -18,6 +18,7 @@ from unlearn.curvature.vectors import add_scaled, norm
 from unlearn.data import as_rows
 from unlearn.errors import InputError, some
 from unlearn.modes import copy_modes
+from unlearn.repair.batch_norm import BatchNormRule, check_rule, re_estimate
 from unlearn.repair.changes import Changes, removal
 from unlearn.repair.chosen_layers import chosen_parameters, patterns_of_others, restricted
 from unlearn.repair.damping import damping_of, weight_decay_of
@@ -92,6 +93,7 @@ def apply_changes(
     skip: Iterable[str] = (),
     layers: str | Iterable[str] | None = None,
     allow_empty_class: bool = False,
+    batch_norm: BatchNormRule = "re-estimate",
     successor: str | Path | None = None,
 ) -> Edit:
     """Edit a model as if the changes had been made before its training.
@@ -120,6 +122,9 @@ def apply_changes(
             After the idea of Grad-ReLU (LayerMatch, arXiv 2406.14207, abstract): it keeps the harmful gradients of
             pseudo-labels out of the classification layer in training, this takes them out of a layer afterwards.
         allow_empty_class: whether all rows of a class may go.
+        batch_norm: what becomes of running statistics where the final weights are edited: ``re-estimate`` them on the
+            changed rows, or ``freeze``. With ``layers`` or ``skip`` they are frozen; a replay moves them as training
+            does.
         successor: a folder for the record of the edited training, from which a next edit can start; see
             :mod:`unlearn.training.successor` and :class:`unlearn.repair.EditChain`.
 
@@ -148,6 +153,7 @@ def apply_changes(
     layers = None if layers is None else patterns_of(layers)
     if start is not None and layers is not None:
         raise InputError("layers= edits some layers only, but a replay moves all of them; pass budget=0 with it")
+    check_rule(batch_norm, replays=start is not None, model=model)
     names = None if layers is None else chosen_parameters(model, layers)
     if start is None and skip and curvature is not None and curvature.options["skip"] != skip:
         raise InputError(
@@ -193,7 +199,14 @@ def apply_changes(
     if record is not None and start is not None:
         take = None if keeper is None else keeper.take
         moved, replayed = replay(moved, edited, record, start=start, snapshot=snapshot, take=take)
-    elif record is not None and keeper is not None:
+    elif batch_norm == "re-estimate" and not skip and names is None and any(step.accepted for step in taken):
+        passes = re_estimate(moved, edited)
+        solve_cost += passes
+        if passes:
+            notes.append(
+                f"running statistics of batch norm were estimated again on all {len(edited)} rows of the changed data"
+            )
+    if start is None and record is not None and keeper is not None:
         state = record.snapshot(record.steps).optimizer if record.steps in record.snapshots else {}
         keeper.take(record.steps, Snapshot(moved.state_dict(), state))
     copy_modes(model, moved)
@@ -241,9 +254,8 @@ def _newton(
     most = steps if isinstance(steps, int) else OPTIMUM_STEPS if converge else 1
     weights, taken = newton_steps(objective, curvature, steps=most, **limits)
     if taken and not taken[-1].accepted:
-        notes.append(
-            f"Newton step {len(taken)} was not accepted: the objective did not fall; weights stay as before it"
-        )
+        why = taken[-1].breakdown or "the objective did not fall"
+        notes.append(f"failed: Newton step {len(taken)} was not accepted: {why}; weights stay as before it")
     elif converge and len(taken) == OPTIMUM_STEPS:
         notes.append(
             f"not converged to retraining after {OPTIMUM_STEPS} Newton steps: the gradient fell from "

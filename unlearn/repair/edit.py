@@ -91,6 +91,11 @@ class Edit:
     notes: tuple[str, ...] = ()
 
     @property
+    def failed(self) -> bool:
+        """Whether a step was not accepted; the weights are then the last accepted ones, and a note says why."""
+        return any(not step.accepted for step in self.steps)
+
+    @property
     def retrain_advised(self) -> bool:
         """Whether the chain of edits has drifted past its limit."""
         return self.drift is not None and self.drift.retrain_advised

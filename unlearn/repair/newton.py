@@ -90,6 +90,9 @@ def newton_steps(
         size = norm(gradient)
         if size == 0:
             break
+        if k and not (math.isfinite(size) and math.isfinite(value)):
+            taken.append(_refused(objective, damping, objective.cost - before, "E or its gradient is not finite here"))
+            break
         operator = gauss_newton(
             with_weights(objective.model, weights), objective.rows, task=objective.task, parameters=objective.names
         )
@@ -133,6 +136,24 @@ def newton_steps(
         if not measurable:
             break
     return weights, taken
+
+
+def _refused(objective: EditedObjective, damping: float, cost: int, why: str) -> Step:
+    """Return the numbers of a step that could not be tried."""
+    return Step(
+        damping=damping,
+        weight_decay=objective.weight_decay,
+        iterations=0,
+        residual=1.0,
+        breakdown=why,
+        predicted=0.0,
+        actual=0.0,
+        length=0.0,
+        accepted=False,
+        gradient_norm=0.0,
+        step_norm=0.0,
+        cost=cost,
+    )
 
 
 def _line_search(

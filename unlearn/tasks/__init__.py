@@ -1,6 +1,6 @@
 """Losses with their curvature in output space, by name."""
 
-from unlearn.errors import InputError, did_you_mean
+from unlearn.errors import InputError, did_you_mean, some
 from unlearn.tasks.own_loss import OwnLoss
 from unlearn.tasks.sigmoid import Sigmoid
 from unlearn.tasks.softmax import Classification, kl_divergence, margins, phi
@@ -29,6 +29,15 @@ _ALL: tuple[Task, ...] = (
     Sigmoid("multi-label"),
     LanguageModelling(),
 )
+_METHODS = (
+    "check",
+    "loss",
+    "output_gradient",
+    "fisher_root",
+    "sampled_gradient",
+    "fisher_product",
+    "divergence",
+)
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 
@@ -38,12 +47,18 @@ def get_task(task: str | Task) -> Task:
     Names: ``classification``, ``regression``, ``binary``, ``multi-label``, ``language-modelling``.
 
     Raises:
-        InputError: unknown name.
+        InputError: unknown name, or an object without the curvature that a task has.
 
     >>> get_task("multi-label").name
     'multi-label'
     """
     if not isinstance(task, str):
+        missing = [name for name in _METHODS if not callable(getattr(task, name, None))]
+        if missing or not isinstance(getattr(task, "name", None), str):
+            raise InputError(
+                f"task {type(task).__name__} has no curvature: it lacks {some(missing or ['name'])}; wrap its loss in "
+                "an OwnLoss, which takes its derivatives by autograd"
+            )
         return task
     if task not in TASKS:
         raise InputError(f"unknown task {task!r}; {did_you_mean(task, TASKS)}; or pass an OwnLoss")
