@@ -88,6 +88,7 @@ def test_further_rows_are_removed_until_the_budget_refuses(unlearn: Unlearn, cop
     [
         (("repair", "relabel", "RUN", "digits-0002=1"), "a certified head removes rows only"),
         (("repair", "remove", "RUN", "digits-0002", "--budget", "1"), "has no options but --json"),
+        (("repair", "remove", "RUN", "digits-0002", "--device", "cpu"), "on the CPU; leave out --device cpu"),
         (("verify", "RUN"), "is a run of a certified head"),
         (("detect", "RUN"), "trains a certified head, which has no stages"),
     ],
@@ -143,3 +144,5 @@ def test_an_ordinary_edit_says_that_it_has_no_bound(unlearn: Unlearn, run_copy: 
     code, out, _ = unlearn("repair", "remove", run_copy, data.ids[0], "--budget", "0", "--replace")
     assert code == 0
     assert "no bound" in out
+    code, out, _ = unlearn("repair", "remove", run_copy, data.ids[0], "--budget", "0", "--replace", "--json")
+    assert json.loads(out)["bound"] is None

@@ -184,7 +184,7 @@ def _repair(
     edit = drop_outputs(edit) if drop_output else edit
     write_edit(run, edit)
     if as_json:
-        print_json({"checkpoint": str(run.folder / "edited.safetensors"), **edit.to_dict()})
+        print_json({"checkpoint": str(run.folder / "edited.safetensors"), "bound": None, **edit.to_dict()})
         return
     click.echo(f"{edit.changes.action} of {len(edit.changes.ids)} rows by {edit.method}")
     click.echo(f"cost: {edit.cost.total:.2f} training epochs (replay {edit.cost.replay:.2f})")

@@ -113,4 +113,6 @@ def _requests(rows: Rows, section: CertifiedSection) -> list[list[str]]:
 def _section(run: Run) -> CertifiedSection:
     if run.recipe.certified is None:
         raise InputError(f"recipe {run.recipe.name!r} is uncertified: it has no section [certified]")
+    if run.device is not None:
+        raise InputError(f"a certified head is computed in float64 on the CPU; leave out --device {run.device}")
     return run.recipe.certified

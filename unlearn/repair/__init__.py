@@ -1,7 +1,8 @@
 """Edits that bring a model to where training on changed data would have led, and the rivals."""
 
 from unlearn.repair.apply import apply_changes, relabel, remove
-from unlearn.repair.certified import CertifiedHead, Guarantee, Removal, check_certified, train_certified_head
+from unlearn.repair.certified import CertifiedHead, Guarantee, Removal, train_certified_head
+from unlearn.repair.certified_rows import check_certified
 from unlearn.repair.chain import EditChain
 from unlearn.repair.changes import Changes
 from unlearn.repair.chosen_layers import chosen_parameters

@@ -8,7 +8,7 @@ It holds while the norm of the gradient on the rows left stays under sigma times
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,14 @@ from unlearn.checkpoint import read_checkpoint, save_checkpoint
 from unlearn.checkpoint.digests import sha256_of_text
 from unlearn.data import Rows
 from unlearn.errors import BudgetSpentError, InputError, UncertifiedError, some
-from unlearn.inputs import named_tensors
 from unlearn.models import LinearHead
 from unlearn.models.linear import unit_length
-from unlearn.predict import predict
+from unlearn.repair.certified_rows import feature_rows, features_of, signed_rows
 from unlearn.repair.gaussian_budget import largest_shift, least_epsilon
 from unlearn.repair.residual import ResidualBounds, gradient_change, residual_bounds
-from unlearn.training import SignedRows, draw_noise, train_perturbed
+from unlearn.training import draw_noise, train_perturbed
 
 FORMAT = 1
-LONGEST_ROW = 1 + 1e-12
 METHOD = "certified-newton"
 
 
@@ -43,6 +41,10 @@ class Guarantee:
         epsilon: log of the largest odds.
         delta: probability outside them.
         unit_rows: whether rows were divided by their length.
+
+    Raises:
+        UncertifiedError: no weight decay or no noise.
+        InputError: epsilon or delta is not allowed.
     """
 
     weight_decay: float
@@ -50,6 +52,17 @@ class Guarantee:
     epsilon: float
     delta: float
     unit_rows: bool
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight_decay < float("inf"):
+            raise UncertifiedError(
+                f"weight_decay is {self.weight_decay}; a certificate needs strong convexity: give a number above 0"
+            )
+        if not 0 < self.sigma < float("inf"):
+            raise UncertifiedError(
+                f"sigma is {self.sigma}; without noise in the objective there is no certificate: give a number above 0"
+            )
+        largest_shift(self.epsilon, self.delta)
 
     @property
     def budget(self) -> float:
@@ -142,8 +155,8 @@ class CertifiedHead:
             raise InputError("no rows to remove were given; give at least one id")
         if steps < 1:
             raise InputError(f"steps is {steps}; give at least 1")
-        kept, gone = self.rows.without(wanted), _signed(self.rows.only(wanted))
-        left, decay, old = _signed(kept), self.guarantee.weight_decay, self.weight
+        kept, gone = self.rows.without(wanted), signed_rows(self.rows.only(wanted))
+        left, decay, old = signed_rows(kept), self.guarantee.weight_decay, self.weight
         new = old - left.solve(old, gradient_change(left, gone, old, old, decay)[0], decay)
         bounds = residual_bounds(left, gone, old, new, decay)
         residual = bounds.direct
@@ -180,12 +193,12 @@ class CertifiedHead:
             f"without the rows differ in odds by at most e^{self.epsilon_spent:.3g}, but for a probability of "
             f"{self.guarantee.delta:g}. This speaks for an honest operator, who drew the noise, kept it secret and "
             "deleted the rows; it proves nothing to a third party. It does not cover who has seen earlier weights, the "
-            "features if the rows shaped them, or the noise's dependence on the residual (docs/limits.md)."
+            "features if the rows shaped them, or the residual's dependence on the noise (docs/limits.md)."
         )
 
     def logits(self, data: Rows) -> Tensor:
         """Return outputs on rows of the kind that the head was trained from, shape (n, K)."""
-        features = _features(data, self.extractor)
+        features = features_of(data, self.extractor)
         return (unit_length(features) if self.guarantee.unit_rows else features) @ self.weight.T
 
     def accuracy(self, data: Rows) -> float:
@@ -256,7 +269,7 @@ class CertifiedHead:
         removed = tuple(row["id_sha256"] for row in (checkpoint.edit or {"rows": []})["rows"])
         hidden = set(removed)
         kept = data.without([row for row in data.ids if sha256_of_text(row) in hidden])
-        rows = _feature_rows(kept, extractor, guarantee.unit_rows)
+        rows = feature_rows(kept, extractor, guarantee.unit_rows)
         if rows.fingerprint != state["rows_fingerprint"]:
             raise InputError(
                 f"the rows of {data.name} left by {str(path)!r} are not those it was saved with (ids, features or "
@@ -303,23 +316,9 @@ def train_certified_head(
     >>> head.weight.shape, head.spent < 1e-12
     (torch.Size([3, 3]), True)
     """
-    if not 0 < weight_decay < float("inf"):
-        raise UncertifiedError(
-            f"weight_decay is {weight_decay}; a certificate needs strong convexity: give a number above 0"
-        )
-    if not 0 < sigma < float("inf"):
-        raise UncertifiedError(
-            f"sigma is {sigma}; without noise in the objective there is no certificate: give a number above 0"
-        )
     guarantee = Guarantee(weight_decay, sigma, epsilon, delta, unit_rows)
-    _ = guarantee.budget
-    if data.classes is None or data.labels.ndim != 1 or data.classes < 2:
-        raise UncertifiedError(
-            f"labels of {data.name} are no classes (at least two); a certificate exists for the logistic loss of class "
-            "labels only"
-        )
-    rows = _feature_rows(data, extractor, unit_rows)
-    signed = _signed(rows)
+    rows = feature_rows(data, extractor, unit_rows)
+    signed = signed_rows(rows)
     noise = draw_noise(signed.signs.shape[1], signed.features.shape[1], sigma, seed)
     weight, residual = train_perturbed(signed, weight_decay=weight_decay, noise=noise)
     if not residual <= guarantee.budget:
@@ -328,47 +327,3 @@ def train_certified_head(
             "more weight decay or a larger sigma"
         )
     return CertifiedHead(weight, rows, guarantee, residual, extractor=extractor)
-
-
-def check_certified(model: LinearHead, data: Rows) -> None:
-    """Refuse rows and a model of which no certified head can be made, before anything is trained.
-
-    Raises:
-        UncertifiedError: rows longer than 1.
-        InputError: the number of outputs is not that of the columns of these classes.
-    """
-    wanted = 1 if data.classes == 2 else data.classes
-    if len(model.weight) != wanted:
-        raise InputError(
-            f"the model has {len(model.weight)} outputs; a certified head of {data.classes} classes has {wanted}: set "
-            f"options.outputs = {wanted}"
-        )
-    _feature_rows(data, None, model.unit_rows)
-
-
-def _features(data: Rows, extractor: nn.Module | None) -> Tensor:
-    """Return features in float64, shape (n, d)."""
-    if extractor is not None:
-        return predict(extractor, data).flatten(1).double()
-    inputs: Mapping[str, Tensor] = named_tensors(data.batch(torch.arange(len(data)))[0])
-    if list(inputs) != [""]:
-        raise InputError(f"inputs of {data.name} have the parts {some(inputs)}; give an extractor that joins them")
-    return inputs[""].flatten(1).double()
-
-
-def _feature_rows(data: Rows, extractor: nn.Module | None, unit_rows: bool) -> Rows:
-    """Return the rows as features of length at most 1."""
-    features = _features(data, extractor)
-    features = unit_length(features) if unit_rows else features
-    longest = float(features.norm(dim=1).max())
-    if not longest <= LONGEST_ROW:
-        raise UncertifiedError(
-            f"the longest row of {data.name} has length {longest:.4g}; a certificate needs rows of length at most 1: "
-            "scale them, or pass unit_rows=True to divide each row by its own length"
-        )
-    return Rows.from_tensors(features, data.labels, ids=data.ids, classes=data.classes, name=data.name)
-
-
-def _signed(rows: Rows) -> SignedRows:
-    inputs, labels = rows.batch(torch.arange(len(rows)))
-    return SignedRows.of(named_tensors(inputs)[""], labels, rows.classes or 2)

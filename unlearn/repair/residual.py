@@ -121,9 +121,10 @@ def residual_bounds(
     size = outputs.abs() + off
     rest = remainder.abs() + off + slope_rounding(left, old) + slope_rounding(left, new)
     norm, squares = spectral_norm_bound(left.features), size.norm(dim=0)
-    reach = len(gone) * (1 + weight_decay * old.norm(dim=1)) / (weight_decay * len(left))
+    row = max(1.0, float(left.features.norm(dim=1).max()), float(gone.features.norm(dim=1).max()))
+    reach = len(gone) * (row + weight_decay * old.norm(dim=1)) / (weight_decay * len(left))
     return ResidualBounds(
-        worst_case=CURVATURE_BOUND * len(left) * float(reach.square().norm()) + solve_error,
+        worst_case=CURVATURE_BOUND * len(left) * row**3 * float(reach.square().norm()) + solve_error,
         basic=CURVATURE_BOUND * norm * float((longest * squares).norm()) + solve_error,
         lipschitz=0.5 * THIRD_DERIVATIVE_BOUND * norm * float((size.amax(0) * squares).norm()) + solve_error,
         by_row=norm * float(rest.norm()) + solve_error,
