@@ -45,6 +45,14 @@ class FolderError(UnlearnError, OSError):
     """A folder or file can not be written, or holds something else."""
 
 
+class LedgerError(UnlearnError, ValueError):
+    """A ledger, a certificate or a key is damaged, altered, or does not fit what is asked of it."""
+
+
+class LockedError(UnlearnError, TimeoutError):
+    """Another process works on the requests of this run."""
+
+
 class ConvergenceError(UnlearnError, ArithmeticError):
     """An iterative solver ended without the answer it was asked for."""
 

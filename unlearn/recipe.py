@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -204,6 +205,55 @@ class CertifiedSection(_Section):
     request_seed: int = 0
 
 
+class LetterSection(_Section):
+    """A request in a rehearsal: the day it comes in, and what it asks for."""
+
+    day: int = Field(ge=0)
+    ids: list[str] = []
+    subjects: list[str] = []
+    action: Literal["remove", "relabel"] = "remove"
+    label: int | float | None = None
+    reason: str | None = None
+
+
+class RehearsalSection(_Section):
+    """Simulated weeks of requests, for trying out and for teaching; see :mod:`unlearn.requests.rehearsal`.
+
+    Rows are dealt by id to so many made-up ``subjects`` of a ``column``. Requests are processed every ``process_every``
+    days from ``start`` on. The first held batch gets the first of ``words``, and so on; later ones the last.
+    """
+
+    start: date
+    letters: list[LetterSection] = Field(min_length=1)
+    subjects: int = Field(default=100, ge=1)
+    column: str = "customer"
+    subject_seed: int = 0
+    process_every: int = Field(default=7, ge=1)
+    words: list[Literal["approve", "refuse"]] = Field(default=["approve"], min_length=1)
+
+
+class RequestsSection(_Section):
+    """How deletion requests are answered; see :mod:`unlearn.requests`.
+
+    ``release``: ``verified`` releases what passes full verification, ``approved`` nothing without a person's word, and
+    ``evidence`` releases provisionally on evidence that needs no retraining, with full verification due after
+    ``verify_days``. A verdict of fail or undecided never releases. Past ``drift_limit`` (that of
+    :class:`unlearn.repair.Drift` if not given) a retrain answers in the place of an edit. Checkpoints older than
+    ``retention_days`` are purged; rows that are left and lie at least ``duplicate_similarity`` (a cosine) from a
+    deleted one are reported. Budget, damping and layers of edits are those of ``[repair]``, references and tolerance
+    those of ``[verify]``.
+    """
+
+    subjects: str | None = None
+    release: Literal["verified", "approved", "evidence"] = "verified"
+    due_days: int = Field(default=30, ge=1)
+    verify_days: int = Field(default=14, ge=1)
+    drift_limit: float | None = Field(default=None, gt=0)
+    retention_days: int = Field(default=30, ge=0)
+    duplicate_similarity: float = Field(default=0.999, ge=-1, le=1)
+    rehearsal: RehearsalSection | None = None
+
+
 class Recipe(_Section):
     """A whole run.
 
@@ -221,6 +271,7 @@ class Recipe(_Section):
     repair: RepairSection = RepairSection()
     verify: VerifySection = VerifySection()
     certified: CertifiedSection | None = None
+    requests: RequestsSection = RequestsSection()
     text: str = Field(default="", repr=False)
 
     @model_validator(mode="after")
@@ -298,6 +349,7 @@ _SECTIONS = {
     "repair": RepairSection,
     "verify": VerifySection,
     "certified": CertifiedSection,
+    "requests": RequestsSection,
 }
 
 

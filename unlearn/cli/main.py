@@ -12,6 +12,9 @@ from unlearn.cli.detect import detect
 from unlearn.cli.explain import explain
 from unlearn.cli.recipe import recipe
 from unlearn.cli.repair import repair
+from unlearn.cli.request import request
+from unlearn.cli.request_certificate import certificate
+from unlearn.cli.request_work import approve, process, purge, refuse, rollback
 from unlearn.cli.review import review
 from unlearn.cli.train import train
 from unlearn.cli.verify import verify
@@ -38,8 +41,11 @@ def cli() -> None:
     """
 
 
-for command in (recipe, train, detect, explain, review, repair, verify, checkpoint, benchmark):
+for command in (recipe, train, detect, explain, review, repair, verify, checkpoint, request, benchmark):
     cli.add_command(command)
+
+for command in (process, approve, refuse, rollback, purge, certificate):
+    request.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> None:

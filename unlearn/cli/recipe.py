@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from unlearn.cli.certified import print_certified_run
+from unlearn.cli.request_rehearsal import run_rehearsal
 from unlearn.cli.shared import (
     NO_BOUND,
     cell,
@@ -87,6 +88,9 @@ def run(name: str, out: str | None, resume: bool, strict: bool, device: str | No
         if not as_json:
             click.echo(f"{stage:8}{'finished before' if seconds is None else f'{seconds:6.1f} s'}", err=True)
 
+    if chosen.requests.rehearsal is not None:
+        run_stages(the_run, until="train", tell=tell)
+        click.get_current_context().exit(run_rehearsal(the_run, as_json))
     run_stages(the_run, tell=tell)
     report = json.loads((the_run.folder / "report.json").read_text())
     if as_json:

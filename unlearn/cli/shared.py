@@ -24,13 +24,14 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for k, name in enumerate(columns):
         numeric = all(isinstance(row[k], (int, float, type(None))) for row in rows)
         table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*(cell(value) for value in row))
+        table.add_row(*(Text(cell(value)) for value in row))
     click.echo(title)
     Console(width=80).print(table)
 

@@ -5,7 +5,7 @@ No score of influence or loss asks whether a row is there twice; this one asks n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -104,6 +104,60 @@ def duplicate_pairs(
             raise InputError(f"more than {MOST_PAIRS:,} pairs have a similarity of {similarity}; ask for a larger one")
         first, second = near.nonzero(as_tuple=True)
         found += zip((first + i).tolist(), (second + j).tolist(), part[near].tolist(), strict=True)
+    found.sort(key=lambda pair: (-pair[2], pair[0], pair[1]))
+    return [(rows.ids[a], rows.ids[b], value) for a, b, value in found]
+
+
+def copies_of(
+    data: Any,
+    ids: Iterable[str],
+    *,
+    similarity: float,
+    model: nn.Module | None = None,
+    batch_size: int = DEFAULT_BATCH,
+    chunk: int = CHUNK,
+) -> list[tuple[str, str, float]]:
+    """Return the other rows that are at least so similar to some chosen ones, the most similar first.
+
+    Time grows with the chosen rows times all rows, not with the square of all.
+
+    Args:
+        data: at least two rows. See :func:`unlearn.data.as_rows`.
+        ids: the chosen rows.
+        similarity: smallest cosine of a pair, at most 1.
+        model: as for :func:`duplicate_scores`.
+        batch_size: rows read at a time.
+        chunk: rows compared at a time.
+
+    Returns:
+        Tuples of a chosen id, the id of a row that was not chosen, and their similarity.
+
+    Raises:
+        InputError: as :func:`duplicate_pairs`.
+        RowNotFoundError: an id is not in the data.
+
+    >>> data = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0], [3.0, 3.0]]), torch.tensor([0, 1, 0, 1])
+    >>> [pair[:2] for pair in copies_of(data, ["3"], similarity=0.999)]
+    [('3', '1')]
+    """
+    if not -1 <= similarity <= 1:
+        raise InputError(f"similarity is {similarity}; give the smallest cosine of a pair, between -1 and 1")
+    rows = as_rows(data)
+    features, _ = _features(rows, model, batch_size, chunk)
+    chosen = rows.positions(ids)
+    others = torch.ones(len(rows), dtype=torch.bool)
+    others[chosen] = False
+    found: list[tuple[int, int, float]] = []
+    for i in range(0, len(chosen), chunk):
+        for j in range(0, len(rows), chunk):
+            part = (features[chosen[i : i + chunk]] @ features[j : j + chunk].T).clamp(max=1)
+            first, second = ((part >= similarity) & others[j : j + chunk]).nonzero(as_tuple=True)
+            if len(found) + len(first) > MOST_PAIRS:
+                raise InputError(
+                    f"more than {MOST_PAIRS:,} pairs have a similarity of {similarity}; ask for a larger one"
+                )
+            at = (chosen[first + i].tolist(), (second + j).tolist(), part[first, second].tolist())
+            found += zip(*at, strict=True)
     found.sort(key=lambda pair: (-pair[2], pair[0], pair[1]))
     return [(rows.ids[a], rows.ids[b], value) for a, b, value in found]
 

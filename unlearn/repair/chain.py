@@ -119,11 +119,12 @@ class EditChain:
         """Remove rows; see :meth:`edit`."""
         return self.edit(removal(ids), **options)
 
-    def edit(self, changes: Changes, **options: Any) -> Edit:
+    def edit(self, changes: Changes, *, folder: str | Path | None = None, **options: Any) -> Edit:
         """Make the next edit and move the chain on; nothing moves where it is refused.
 
         Args:
             changes: in terms of the rows as they are now.
+            folder: where the record of this edit goes; one of its own in the chain's folder if None.
             **options: of :func:`apply_changes`, for this edit.
 
         Returns:
@@ -133,7 +134,8 @@ class EditChain:
             UnlearnError: what :func:`apply_changes` refuses.
         """
         asked = {"budget": self._budget, **self._options, **options}
-        folder = None if self._folder is None else self._folder / f"edit-{self.drift.edits + 1:04d}"
+        if folder is None and self._folder is not None:
+            folder = self._folder / f"edit-{self.drift.edits + 1:04d}"
         kept = None if "curvature" in asked else self._kept_factors(asked["budget"])
         edit = apply_changes(
             self.model, self.data, changes, record=self.record, successor=folder, **{"curvature": kept, **asked}
