@@ -30,7 +30,10 @@ HOLDING = {
     "references": "models trained on the rows",
     "scores-*.csv": "scores of every row",
     "detection.json": "rows found, by id",
-    "decisions.csv": "decisions, by id",
+    "decisions*.csv": "decisions, by id",
+    "flagged.json": "rows shown for review, by id",
+    "evidence.json": "evidence on rows, by id",
+    "verdict.json": "the verdict on an edit that knows the rows",
     "sketches*": "gradients of every row, sketched",
     "features*": "features of every row",
     "explanation*": "influential rows",
@@ -39,9 +42,9 @@ HOLDING = {
     "report.json": "a report with ids",
     "edited*.safetensors": "an edit that knows the rows",
     "*.rolled-back*.safetensors": "an edit that knows the rows",
-    "review*": "rows shown for review",
+    "review*": "what a person decided, by id",
 }
-KEPT = {"recipe.toml", "original.safetensors", "requests", "timings.json", "verdict.json"}
+KEPT = {"recipe.toml", "original.safetensors", "requests", "timings.json"}
 OUT_OF_REACH = (
     "the source data set itself: delete the rows there too",
     "backups, copies and logs of the run folder, and copies of released models",
