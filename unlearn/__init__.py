@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from unlearn.repair import Edit as Edit
     from unlearn.repair import EditChain as EditChain
     from unlearn.repair import apply_changes as apply_changes
+    from unlearn.repair import calibrate_damping as calibrate_damping
     from unlearn.repair import relabel as relabel
     from unlearn.repair import remove as remove
     from unlearn.repair import remove_class as remove_class
@@ -126,6 +127,7 @@ _ROOMS = {
         "Edit",
         "EditChain",
         "apply_changes",
+        "calibrate_damping",
         "relabel",
         "remove",
         "remove_class",

@@ -1,6 +1,7 @@
 """Edits that bring a model to where training on changed data would have led, and the rivals."""
 
 from unlearn.repair.apply import apply_changes, relabel, remove
+from unlearn.repair.calibration import Calibration, calibrate_damping
 from unlearn.repair.certified import CertifiedHead, Guarantee, Removal, train_certified_head
 from unlearn.repair.certified_rows import check_certified
 from unlearn.repair.chain import EditChain
@@ -17,6 +18,7 @@ from unlearn.repair.rivals import RIVALS, Rival, RivalEdit
 __all__ = [
     "DRIFT_LIMIT",
     "RIVALS",
+    "Calibration",
     "CertifiedHead",
     "Changes",
     "Cost",
@@ -30,6 +32,7 @@ __all__ = [
     "RivalEdit",
     "Step",
     "apply_changes",
+    "calibrate_damping",
     "check_certified",
     "chosen_parameters",
     "cut_outputs",

@@ -19,6 +19,7 @@ from unlearn.data import as_rows
 from unlearn.errors import InputError, some
 from unlearn.modes import copy_modes
 from unlearn.repair.batch_norm import BatchNormRule, check_rule, re_estimate
+from unlearn.repair.calibration import calibration_of
 from unlearn.repair.changes import Changes, removal
 from unlearn.repair.chosen_layers import chosen_parameters, patterns_of_others, restricted
 from unlearn.repair.damping import damping_of, weight_decay_of
@@ -88,6 +89,7 @@ def apply_changes(
     curvature: Curvature | None = None,
     damping: float | str = "horizon",
     weight_decay: float | None = None,
+    calibration: Any = None,
     steps: int | str = "auto",
     task: str | Task = "classification",
     skip: Iterable[str] = (),
@@ -114,6 +116,8 @@ def apply_changes(
         damping: ``horizon``, or a number. The horizon T is that of the training up to the edited weights and d = 2 / T;
             for Adam it is its own metric (math.md 3).
         weight_decay: w of the training objective; from the record where None.
+        calibration: where there is no record: rows that the model was not trained on, by which damping is chosen, or
+            what :func:`calibrate_damping` found by them. A weight decay that is not given is then 0.
         steps: Newton steps, or ``auto``: 1, or as many as it takes at an optimum with damping 0.
         task: name of the task or a task.
         skip: patterns of layers to leave as they are (edits of the final weights only).
@@ -144,6 +148,10 @@ def apply_changes(
         raise InputError(f"budget is {budget}; give a finite number of training epochs, 0 or more")
     if steps != "auto" and (not isinstance(steps, int) or steps < 1):
         raise InputError(f"steps is {steps!r}; give a number of at least 1, or 'auto'")
+    calibrated = None
+    if calibration is not None:
+        calibrated = calibration_of(calibration, model, rows, record, damping, weight_decay, the_task)
+        damping, weight_decay = calibrated.damping, calibrated.weight_decay
     decay = weight_decay_of(weight_decay, record)
     check_record(record, rows, the_task)
     start = rewind_step(record, rows, budget)
@@ -161,6 +169,8 @@ def apply_changes(
         )
     keeper = None if successor is None or record is None else Successor(record, successor)
     notes = _rewind_notes(record, start, budget)
+    if calibrated is not None:
+        notes.append(str(calibrated))
     if layers is not None:
         notes.append(f"only layers {some(map(repr, layers))} were edited; all other weights are as they were")
     place, snapshot = model, None
@@ -226,6 +236,7 @@ def apply_changes(
         start_step=start,
         layers=None if layers is None else tuple(layers),
         curvature=curvature,
+        calibration=calibrated,
         successor=None if keeper is None else keeper.finish(edited, changes.removed),
         notes=tuple(notes),
     )

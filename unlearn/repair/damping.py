@@ -24,7 +24,7 @@ def weight_decay_of(given: float | None, record: TrainingRecord | None) -> float
         if record is None:
             raise RecordError(
                 "no training record and no weight decay: pass record=TrainingRecord(optimizer, lr, steps, ...), or "
-                "weight_decay= and damping= as numbers"
+                "weight_decay= and damping= as numbers, or calibration= with rows that it was not trained on"
             )
         return record.weight_decay
     if not 0 <= given < math.inf:
@@ -57,7 +57,7 @@ def damping_of(
     if record is None:
         raise RecordError(
             "no training record and no damping: pass record=TrainingRecord(optimizer, lr, steps, ...), from which the "
-            "damping 2 / T follows, or damping= as a number"
+            "damping 2 / T follows, damping= as a number, or calibration= with rows that it was not trained on"
         )
     if record.optimizer != "adam":
         return record.damping(start)

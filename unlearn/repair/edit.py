@@ -10,6 +10,7 @@ from torch import nn
 from unlearn.curvature import Curvature
 from unlearn.data import Rows
 from unlearn.predict import predict
+from unlearn.repair.calibration import Calibration
 from unlearn.repair.changes import Changes
 from unlearn.repair.drift import Drift
 from unlearn.repair.newton import Step
@@ -65,6 +66,7 @@ class Edit:
         start_step: the training step whose snapshot was edited; None for the final weights.
         layers: patterns of the only layers that were edited; None for all.
         curvature: the preconditioner that was used.
+        calibration: how the damping was found without a record; its rows are not to be tested on.
         successor: the record of the edited training, where one was asked for: a next edit starts from it.
         drift: how far the chain that this edit belongs to has come; None outside of a chain.
         cut: outputs that were cut from ``model`` after the edit; None where all are there.
@@ -85,6 +87,7 @@ class Edit:
     start_step: int | None = None
     layers: tuple[str, ...] | None = None
     curvature: Curvature | None = field(default=None, repr=False)
+    calibration: Calibration | None = field(default=None, repr=False)
     successor: TrainingRecord | None = None
     drift: Drift | None = None
     cut: OutputCut | None = None

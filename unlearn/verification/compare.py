@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from unlearn.data import Rows, as_rows
+from unlearn.data.overlap import check_disjoint
 from unlearn.errors import InputError
 from unlearn.predict import predict
 from unlearn.repair import Edit
@@ -59,6 +60,10 @@ def verify(
     if edit.data.classes is None:
         raise InputError(f"the verdict compares class probabilities, and {edit.data.name} has none")
     test_rows = as_rows(test)
+    if edit.calibration is not None:
+        check_disjoint(
+            edit.calibration.rows, test_rows, "the test rows", "calibrated on", "test on rows that the edit never saw"
+        )
     if isinstance(references, int):
         references = train_references(
             edit.original,
