@@ -1,4 +1,4 @@
-"""Removing a class, all of it and a tenth of it: ``python -m benchmarks.class_removal [SEED ...]``.
+"""Removing a class, all of it and a tenth of it: ``python -m benchmarks.class_removal [mlp|cnn] [SEED ...]``.
 
 The digit 3 out of mnist5k, MLP (the recipe mnist5k-class-removal) and CNN (the architecture of mnist5k-cnn-relabel),
 no label noise. Distances are to the coupled retrain. What an edit does (where it starts, its damping, its length) is
@@ -38,7 +38,7 @@ COLUMNS = (
     "phi, changed",
     "cost",
 )
-TASKS = ("mlp", "cnn")
+MODELS = ("mlp", "cnn")
 REQUESTS = ("the whole class", "a tenth of the class")
 
 
@@ -87,7 +87,7 @@ def one_seed(model: str, seed: int) -> dict[str, dict[str, dict[str, float]]]:
     for which in REQUESTS:
         changes = request(setting, which)
         edited, changed = changes.apply(setting.data), setting.data.only(changes.removed)
-        references = train_references(original, edited, record, count=1)
+        references = train_references(original, edited, record, count=0)
         retrained = references.coupled
         assert retrained is not None
         models = {"unedited": (original, 0.0)}
@@ -97,7 +97,6 @@ def one_seed(model: str, seed: int) -> dict[str, dict[str, dict[str, float]]]:
         replayed = RIVALS["replay"](original, setting.data, changes, record, setting={"epochs": 3})
         models["replay, 3 epochs"] = (replayed.model, replayed.cost)
         models["coupled retrain"] = (retrained, float(setting.recipe.train.epochs))
-        models["independent retrain"] = (references.independent[0], float(setting.recipe.train.epochs))
         found[which] = {
             name: {**measure(one, retrained, changed, setting.test), "cost": cost}
             for name, (one, cost) in models.items()
@@ -108,13 +107,15 @@ def one_seed(model: str, seed: int) -> dict[str, dict[str, dict[str, float]]]:
 
 def main() -> None:
     """Print the tables and the bars."""
-    seeds = tuple(map(int, sys.argv[1:])) or SEEDS
-    jobs = [(model, seed) for model in TASKS for seed in seeds]
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+    seeds = tuple(int(word) for word in sys.argv[1:] if word not in MODELS) or SEEDS
+    chosen = [model for model in MODELS if model in sys.argv[1:]] or MODELS
+    jobs = [(model, seed) for model in chosen for seed in seeds]
+    with ProcessPoolExecutor(3, get_context("spawn")) as pool:
         done = dict(zip(jobs, pool.map(one_seed, *zip(*jobs, strict=True)), strict=True))
-    print(f"# python -m benchmarks.class_removal\n\n{threads()}; mean over seeds {', '.join(map(str, seeds))} (worst)")
+    print(f"# python -m {' '.join(['benchmarks.class_removal', *sys.argv[1:]])}\n")
+    print(f"{threads()}; mean over seeds {', '.join(map(str, seeds))} (worst)")
     bars = Bars()
-    for model in TASKS:
+    for model in chosen:
         for which in REQUESTS:
             table = Table(f"{model.upper()}: removing {which} ({CLASS})", COLUMNS)
             for seed in seeds:
