@@ -105,9 +105,8 @@ def main() -> None:
     jobs = [(*case, seed) for case in CASES for seed in seeds]
     with ProcessPoolExecutor(3, get_context("spawn")) as pool:
         done = dict(zip(jobs, pool.map(one_seed, *zip(*jobs, strict=True)), strict=True))
-    print(
-        f"# python -m {' '.join(['benchmarks.calibration', *sys.argv[1:]])}\n\n{threads()}; seeds {', '.join(map(str, seeds))}"
-    )
+    print(f"# python -m {' '.join(['benchmarks.calibration', *sys.argv[1:]])}\n")
+    print(f"{threads()}; seeds {', '.join(map(str, seeds))}")
     bars = Bars()
     for source, optimizer in CASES:
         print(f"\n### {source}, {optimizer}: removing 20 mislabelled rows from the final weights\n")

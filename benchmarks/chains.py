@@ -114,9 +114,8 @@ def main() -> None:
             mean = table.mean(chain, column) / table.mean(one, column)
             bars.hold(f"{name}: {column} of 20 edits / of one edit (worst seed {max(found):.3g})", mean, 1.3)
     shares = [row["KL / drift"] for rows in drift.rows.values() for row in rows]
-    print(
-        f"# python -m {' '.join(['benchmarks.chains', *sys.argv[1:]])}\n\n{threads()}; mean over seeds {', '.join(map(str, seeds))} (worst)"
-    )
+    print(f"# python -m {' '.join(['benchmarks.chains', *sys.argv[1:]])}\n")
+    print(f"{threads()}; mean over seeds {', '.join(map(str, seeds))} (worst)")
     print(table)
     print(drift)
     print(
