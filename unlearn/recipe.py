@@ -138,8 +138,8 @@ class RepairSection(_Section):
     """What is done: with the rows found (``remove``, ``relabel``), to a class, or as the recipe's own decisions say.
 
     ``true-labels`` gives all rows whose label the recipe itself made wrong their true one: an oracle, for experiments.
-    Without a ``method`` the edit is that of :func:`unlearn.repair.apply_changes`; a named one is that of
-    :func:`unlearn.repair.restricted_edit` on Kronecker factors, and edits the final weights.
+    Without a ``method`` :func:`unlearn.repair.apply_changes` chooses one; ``newton`` and ``unrolled`` are its own. The
+    others are those of :func:`unlearn.repair.restricted_edit` on Kronecker factors, and edit the final weights.
     """
 
     action: Literal["remove", "relabel", "remove-class", "decisions", "true-labels"] = "relabel"
@@ -149,10 +149,15 @@ class RepairSection(_Section):
     budget: float = Field(default=3.0, ge=0)
     damping: Literal["horizon"] | Annotated[float, Field(ge=0)] = "horizon"
     layers: list[str] | None = Field(default=None, min_length=1)
-    method: Literal["gif", "frozen", "projected", "full", "second-order"] | None = None
+    method: Literal["newton", "unrolled", "gif", "frozen", "projected", "full", "second-order"] | None = None
     select: Literal["outputs", "gradients"] | None = None
     ratio: float | None = Field(default=None, gt=0, le=1)
     steps: int | None = Field(default=None, ge=1)
+
+    @property
+    def whole_weights(self) -> bool:
+        """Whether the method is one of :func:`unlearn.repair.apply_changes`."""
+        return self.method in (None, "newton", "unrolled")
 
     @model_validator(mode="after")
     def _what_the_action_needs(self) -> RepairSection:
@@ -171,9 +176,9 @@ class RepairSection(_Section):
 
     @model_validator(mode="after")
     def _options_of_the_method(self) -> RepairSection:
-        if self.method is None and any(option is not None for option in (self.select, self.ratio, self.steps)):
+        if self.whole_weights and any(option is not None for option in (self.select, self.ratio, self.steps)):
             raise ValueError('select, ratio and steps belong to a method of their own, such as method = "gif"')
-        if self.method is not None and self.budget > 0:
+        if not self.whole_weights and self.budget > 0:
             raise ValueError(f"method {self.method!r} edits the final weights; state budget = 0 with it")
         if self.method in ("full", "second-order") and not (self.select is None and self.ratio is None):
             raise ValueError(f"method {self.method!r} moves all weights and takes no ratio or select")

@@ -17,8 +17,8 @@ from unlearn.data import Rows
 from unlearn.errors import CheckpointError, InputError, RecordError, RowNotFoundError
 from unlearn.predict import predict
 from unlearn.repair import Changes, Drift, EditChain, apply_changes
-from unlearn.repair import apply as apply_module
 from unlearn.repair import chain as chain_module
+from unlearn.repair import newton_edit as newton_module
 from unlearn.repair.objective import EditedObjective
 from unlearn.training import TrainingRecord
 
@@ -40,7 +40,7 @@ def none_taken(
 def test_replays_alone_compose_to_one_replay(sgd: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Newton steps two edits are one replay without both; rejects old snapshots, momentum or order."""
     model, rows, record = sgd
-    monkeypatch.setattr(apply_module, "newton_steps", none_taken)
+    monkeypatch.setattr(newton_module, "newton_steps", none_taken)
     chain = EditChain(model, rows, record=record, folder=tmp_path, budget=2)
     one, two = list(rows.ids[:3]), [rows.ids[7], rows.ids[9]]
     first = chain.remove(one)
@@ -60,7 +60,9 @@ def test_the_record_after_an_edit(sgd: Trained, tmp_path: Path) -> None:
     rows = Rows(rows._source, rows._index, [gone[0], *rows.ids[1:]], rows.labels, classes=10)  # an id that is no prefix
     order = replace(record.order, ids=tuple(gone[0] if i == sgd[1].ids[0] else i for i in record.order.ids))  # type: ignore[type-var, union-attr]
     record = replace(record, order=order, data_fingerprint=rows.fingerprint)
-    edit = apply_changes(model, rows, Changes(tuple(gone)), record=record, budget=2, successor=tmp_path / "next")
+    edit = apply_changes(
+        model, rows, Changes(tuple(gone)), record=record, budget=2, method="newton", successor=tmp_path / "next"
+    )
     after = edit.successor
     assert after is not None
     assert sorted(after.snapshots) == [0, 4 * STEPS, 5 * STEPS, 6 * STEPS]
@@ -74,7 +76,7 @@ def test_the_record_after_an_edit(sgd: Trained, tmp_path: Path) -> None:
     assert after.order.batch(7) == [row for row in order.batch(7) if row not in gone]
     assert len(after.order) == record.steps
     assert not any(gone[0].encode() in path.read_bytes() for path in (tmp_path / "next").rglob("*") if path.is_file())
-    plain = apply_changes(model, rows, Changes(tuple(gone)), record=record, budget=2)
+    plain = apply_changes(model, rows, Changes(tuple(gone)), record=record, budget=2, method="newton")
     assert same_bits(plain.model, edit.model)
     assert plain.successor is None
     assert record.snapshot(4 * STEPS).weights.keys() == last.weights.keys()  # the old snapshots are whole

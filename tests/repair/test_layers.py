@@ -30,7 +30,7 @@ from unlearn.pipeline import Run
 from unlearn.pipeline.stages import repair_stage
 from unlearn.recipe import parse_recipe
 from unlearn.repair import Changes, Edit, apply_changes
-from unlearn.repair import apply as apply_module
+from unlearn.repair import newton_edit as newton_module
 from unlearn.repair.chosen_layers import chosen_parameters
 from unlearn.training import TrainingRecord, load_checkpoint, train_to_optimum
 
@@ -58,8 +58,8 @@ def test_all_layers_are_no_restriction(layers: Any, given: bool) -> None:
 @pytest.mark.parametrize("kind", TINY_CHANGES)
 def test_one_layer_is_newtons_step_in_its_weights(layer: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """(G[L, L] + w + d)^-1 b[L]: the block of the matrix, not the rows L of the full solution."""
-    monkeypatch.setattr(apply_module, "ITERATIONS", 200)
-    monkeypatch.setattr(apply_module, "newton_steps", _to_the_end)
+    monkeypatch.setattr(newton_module, "ITERATIONS", 200)
+    monkeypatch.setattr(newton_module, "newton_steps", _to_the_end)
     model, rows = tiny()
     part = PARTS[layer]
     edit = apply_changes(model, rows, TINY_CHANGES[kind], damping=DAMPING, weight_decay=DECAY, layers=[layer])

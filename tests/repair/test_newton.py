@@ -23,7 +23,7 @@ from unlearn.curvature import fit_curvature
 from unlearn.data import Rows
 from unlearn.predict import predict
 from unlearn.repair import Changes, apply_changes
-from unlearn.repair import apply as apply_module
+from unlearn.repair import newton_edit as newton_module
 from unlearn.repair.newton import newton_steps
 from unlearn.repair.objective import EditedObjective
 
@@ -119,7 +119,7 @@ def test_unfinished_training_is_not_followed(monkeypatch: pytest.MonkeyPatch) ->
     """Only the changed rows' terms: the full gradient of a model far from its optimum would be fine-tuning."""
     model, rows = tiny(n=40)
     changes = Changes(removed=("row-11",))
-    monkeypatch.setattr(apply_module, "ITERATIONS", 300)
+    monkeypatch.setattr(newton_module, "ITERATIONS", 300)
     edit = apply_changes(model, rows, changes, damping=DAMPING, weight_decay=DECAY)
     found = weights_of(edit.model) - weights_of(model)
     eye = torch.eye(len(found), dtype=torch.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,14 @@ import unlearn
 from unlearn.curvature import fit_curvature
 from unlearn.data import Rows
 from unlearn.errors import InputError, RecordError
-from unlearn.repair import RIVALS, Changes, apply_changes
-from unlearn.repair import apply as apply_module
+from unlearn.repair import RIVALS, Changes
+from unlearn.repair import apply_changes as apply_by_any_method
+from unlearn.repair import newton_edit as newton_module
 from unlearn.repair.objective import Damping, EditedObjective
 from unlearn.training import TrainingRecord
 
 Trained = tuple[nn.Module, Rows, TrainingRecord]
+apply_changes = partial(apply_by_any_method, method="newton")  # test_unrolled.py has the other one
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,7 @@ def standing_still(monkeypatch: pytest.MonkeyPatch) -> list[EditedObjective]:
         seen.append(objective)
         return objective.start, []
 
-    monkeypatch.setattr(apply_module, "newton_steps", none_taken)
+    monkeypatch.setattr(newton_module, "newton_steps", none_taken)
     return seen
 
 
@@ -112,7 +115,7 @@ def test_newton_step_at_the_snapshot_is_what_the_replay_starts_from(
             assert torch.equal(value, snapshot.weights[name])  # E is taken around the snapshot
         return {name: value + 0.01 for name, value in objective.start.items()}, []
 
-    monkeypatch.setattr(apply_module, "newton_steps", one_up)
+    monkeypatch.setattr(newton_module, "newton_steps", one_up)
     edit = apply_changes(model, rows, changes, record=record, budget=2)
     moved = replace(snapshot, weights={name: value + 0.01 for name, value in snapshot.weights.items()})
     wanted = loop(model, changes.apply(rows), record, 4 * STEPS, moved)
@@ -122,9 +125,9 @@ def test_newton_step_at_the_snapshot_is_what_the_replay_starts_from(
 def test_cost_by_hand(sgd: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows, record = sgd
     changes = changes_of(rows)
-    monkeypatch.setattr(apply_module, "LEAST_ROWS", 64)
-    monkeypatch.setattr(apply_module, "MOST_ROWS", 64)
-    monkeypatch.setattr(apply_module, "ITERATIONS", 2)
+    monkeypatch.setattr(newton_module, "LEAST_ROWS", 64)
+    monkeypatch.setattr(newton_module, "MOST_ROWS", 64)
+    monkeypatch.setattr(newton_module, "ITERATIONS", 2)
     edit = apply_changes(model, rows, changes, record=record, budget=2)
     (step,) = edit.steps
     assert (step.iterations, step.length) == (2, 1.0)

@@ -22,7 +22,7 @@ def test_an_edit_goes_through_a_checkpoint(tmp_path: Path) -> None:
     model, rows, record = training(tmp_path)
     unlearn.save_checkpoint(tmp_path / "original.safetensors", model, record=record, spec=SPEC)
     changes = Changes((rows.ids[3], rows.ids[8]), {rows.ids[5]: (int(rows.labels[5]) + 1) % 10})
-    edit = apply_changes(model, rows, changes, record=record, budget=2)
+    edit = apply_changes(model, rows, changes, record=record, budget=2, method="newton")
     path = tmp_path / "edited.safetensors"
     unlearn.save_checkpoint(path, edit.model, parent=tmp_path / "original.safetensors", edit=edit, record=record)
     for architecture in (None, small_mlp(seed=9)):

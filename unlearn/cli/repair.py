@@ -11,6 +11,7 @@ from unlearn.cli.shared import NO_BOUND, device_option, json_option, print_json,
 
 if TYPE_CHECKING:
     from unlearn.repair import Changes
+    from unlearn.repair.method import Method
     from unlearn.repair.restricted_steps import EditMethod
 
 
@@ -45,8 +46,9 @@ def _options(command: Any) -> Any:
         ),
         click.option(
             "--method",
-            type=click.Choice(["gif", "frozen", "projected", "full", "second-order"]),
-            help="Edit the final weights by this step on Kronecker factors; the first three change a few units only.",
+            type=click.Choice(["newton", "unrolled", "gif", "frozen", "projected", "full", "second-order"]),
+            help="How to edit; chosen by what was recorded if left out. From gif on it is a step on Kronecker factors "
+            "at the final weights; gif, frozen and projected change a few units only.",
         ),
     ):
         command = option(command)
@@ -135,7 +137,7 @@ def _repair(
     budget: float | None,
     damping: float | None,
     layers: tuple[str, ...],
-    method: EditMethod | None,
+    method: EditMethod | Method | None,
     select: str | None,
     ratio: float | None,
     steps: int | None,
@@ -161,7 +163,7 @@ def _repair(
     if drop_output:
         cut_outputs(model, run.data, changes.on(run.data).removed_classes)
     units = {"select": select, "ratio": ratio, "steps": steps}
-    if method is None:
+    if method is None or method == "auto" or method == "newton" or method == "unrolled":
         if any(value is not None for value in units.values()):
             raise InputError("--select, --ratio and --steps belong to --method; name one, such as --method gif")
         edit = apply_changes(
@@ -170,6 +172,7 @@ def _repair(
             changes,
             record=record,
             budget=run.recipe.repair.budget if budget is None else budget,
+            method=method or "auto",
             damping="horizon" if damping is None else damping,
             layers=layers or run.recipe.repair.layers,
             allow_empty_class=allow_empty_class,

@@ -42,6 +42,10 @@ class Basis:
         inverse = Basis(*(None if basis is None else basis.mT for basis in (self.inputs, self.outputs)))
         return inverse.rotate(block)
 
+    def squared(self) -> Basis:
+        """Return the squares of the bases: rotating diag(P) with them gives the diagonal of U^T diag(P) U."""
+        return Basis(*(None if basis is None else basis.square() for basis in (self.inputs, self.outputs)))
+
     def squares(self, a: Tensor, columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return squared rotated inputs (g, b, i) and output gradients (g, b, o) of samples with one position.
 
@@ -76,6 +80,24 @@ class Basis:
             if not early_outputs:
                 block = _times(block.mT, self.outputs).mT
             yield block
+
+    def outer_sum(self, a: Tensor, d: Tensor) -> Tensor:
+        """Return the rotated sum of the gradients of all samples, (g, o, i), from (g, b, t, i) and (g, b, t, o).
+
+        Each basis is applied where it meets fewer rows: to the samples, or to their sum. No (b, o, i) tensor exists.
+        """
+        x, y = a.flatten(1, 2), d.flatten(1, 2)
+        rows, early_inputs, early_outputs = x.shape[1], x.shape[1] <= d.shape[3], x.shape[1] <= a.shape[3]
+        if rows == 0:
+            return a.new_zeros(len(a), d.shape[3], a.shape[3])
+        if early_inputs:
+            x = self._rotated_inputs(x)
+        if early_outputs:
+            y = _times(y, self.outputs)
+        block = y.mT @ x
+        if not early_inputs:
+            block = self._rotated_inputs(block)
+        return block if early_outputs else _times(block.mT, self.outputs).mT
 
     @cached_property
     def _units(self) -> Tensor | None:

@@ -129,18 +129,20 @@ def repair_stage(run: Run) -> None:
     changes = Changes.load(run.folder / "decisions.csv")
     model, record = run.original
     section = run.recipe.repair
-    if section.method is not None:
-        edit = edit_units(run, changes, method=section.method)
-    else:
+    method = section.method or "auto"
+    if method == "auto" or method == "newton" or method == "unrolled":
         edit = apply_changes(
             model,
             run.data,
             changes,
             record=record,
             budget=section.budget,
+            method=method,
             damping=section.damping,
             layers=section.layers,
         )
+    else:
+        edit = edit_units(run, changes, method=method)
     write_edit(run, drop_outputs(edit) if section.drop_output else edit)
 
 

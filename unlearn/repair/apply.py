@@ -1,4 +1,4 @@
-"""The front door of repair: choose what to edit, edit it, replay, and say what was done."""
+"""The front door of repair: choose a method, edit, replay, and say what was done."""
 
 from __future__ import annotations
 
@@ -11,33 +11,30 @@ from typing import Any
 
 from torch import nn
 
-from unlearn.curvature import Curvature, fit_curvature, loss_gradient
+from unlearn.curvature import Curvature
 from unlearn.curvature.digest import weights_digest
 from unlearn.curvature.layers import patterns_of
-from unlearn.curvature.vectors import add_scaled, norm
 from unlearn.data import as_rows
 from unlearn.errors import InputError, some
 from unlearn.modes import copy_modes
 from unlearn.repair.batch_norm import BatchNormRule, check_rule, re_estimate
 from unlearn.repair.calibration import calibration_of
 from unlearn.repair.changes import Changes, removal
-from unlearn.repair.chosen_layers import chosen_parameters, patterns_of_others, restricted
+from unlearn.repair.chosen_layers import chosen_parameters
+from unlearn.repair.correction import corrected
 from unlearn.repair.damping import damping_of, weight_decay_of
 from unlearn.repair.edit import Cost, Edit, measure
-from unlearn.repair.newton import Step, load_weights, newton_steps
-from unlearn.repair.objective import EditedObjective
-from unlearn.repair.rewind import check_final_weights, check_record, last_snapshot, rewind_step
+from unlearn.repair.method import Method, choose_method
+from unlearn.repair.newton import Step
+from unlearn.repair.newton_edit import FACTOR_SHARE, newton_edit, sample_size
+from unlearn.repair.rewind import check_final_weights, check_record, last_snapshot
+from unlearn.repair.trajectory import FACTOR_COST, Trajectory
+from unlearn.repair.unrolled import unroll
 from unlearn.tasks import Task, get_task
 from unlearn.training import Snapshot, Successor, TrainingRecord, replay
 
-ITERATIONS = 5
-FACTOR_SHARE = 4
 OPERATOR_SHARE = 8
-MOST_ROWS = 4096
-LEAST_ROWS = 128
-OPTIMUM_STEPS = 200
 EPOCH_COST = 3
-FACTOR_COST = 6
 
 
 def remove(model: nn.Module, data: Any, ids: Iterable[str], **options: Any) -> Edit:
@@ -86,7 +83,9 @@ def apply_changes(
     *,
     record: TrainingRecord | None = None,
     budget: float = 1.0,
+    method: Method = "auto",
     curvature: Curvature | None = None,
+    factors: str | Path | None = None,
     damping: float | str = "horizon",
     weight_decay: float | None = None,
     calibration: Any = None,
@@ -100,11 +99,16 @@ def apply_changes(
 ) -> Edit:
     """Edit a model as if the changes had been made before its training.
 
-    One Newton step on the edited objective (:mod:`unlearn.repair.objective`), by a few conjugate-gradient iterations
-    with the exact Gauss-Newton matrix of a sample of rows and an EK-FAC preconditioner. Where the record has
-    snapshots and the row order, the step is taken at the earliest snapshot that the budget reaches, and the recorded
-    steps from there on are run again on the changed data. At an optimum with damping 0, Newton steps on the edited
-    training objective itself are taken until they converge to retraining.
+    What can be done depends on what was recorded (:mod:`unlearn.repair.method` says how one is chosen):
+
+    - weights alone: a Newton step on the edited objective (:mod:`unlearn.repair.objective`), by a few
+      conjugate-gradient iterations with the exact Gauss-Newton matrix of a sample of rows and an EK-FAC
+      preconditioner. At an optimum with damping 0, steps on the edited training objective itself are taken until they
+      converge to retraining.
+    - snapshots and row order: the unrolled edit (:mod:`unlearn.repair.unrolled`), which sees the changed rows'
+      gradients when they were large.
+    - and a budget: the edit is made at the earliest snapshot that the budget reaches, and the recorded steps from there
+      on are run again on the changed data.
 
     Args:
         model: the trained model; not changed.
@@ -112,17 +116,21 @@ def apply_changes(
         changes: rows to remove and to relabel, classes to remove.
         record: how it was trained; gives weight decay, damping, snapshots and row order.
         budget: training epochs that may be replayed; 0 edits the final weights.
-        curvature: the preconditioner for an edit of the final weights; fitted where missing.
-        damping: ``horizon``, or a number. The horizon T is that of the training up to the edited weights and d = 2 / T;
-            for Adam it is its own metric (math.md 3).
+        method: ``auto``, ``newton`` or ``unrolled``.
+        curvature: the preconditioner for a Newton step on the final weights; fitted where missing.
+        factors: folder in which the unrolled edit's factors are kept and looked for. They belong to the training, so
+            requests share them, and they are fitted well: on all rows, between all snapshots. Without a folder they are
+            fitted for this edit alone, on one row in four and for at most five segments.
+        damping: of a Newton step: ``horizon``, or a number. The horizon T is that of the training up to the edited
+            weights and d = 2 / T; for Adam it is its own metric (math.md 3).
         weight_decay: w of the training objective; from the record where None.
         calibration: where there is no record: rows that the model was not trained on, by which damping is chosen, or
             what :func:`calibrate_damping` found by them. A weight decay that is not given is then 0.
         steps: Newton steps, or ``auto``: 1, or as many as it takes at an optimum with damping 0.
         task: name of the task or a task.
-        skip: patterns of layers to leave as they are (edits of the final weights only).
-        layers: patterns of the only layers that are edited; all if None (edits of the final weights only). The steps
-            minimise E in their weights and leave all others bit for bit, where the changed rows keep their share.
+        skip: patterns of layers to leave as they are (Newton steps on the final weights only).
+        layers: patterns of the only layers that are edited; all if None (Newton steps on the final weights only). The
+            steps minimise E in their weights and leave all others bit for bit, where the changed rows keep their share.
             After the idea of Grad-ReLU (LayerMatch, arXiv 2406.14207, abstract): it keeps the harmful gradients of
             pseudo-labels out of the classification layer in training, this takes them out of a layer afterwards.
         allow_empty_class: whether all rows of a class may go.
@@ -154,62 +162,98 @@ def apply_changes(
         damping, weight_decay = calibrated.damping, calibrated.weight_decay
     decay = weight_decay_of(weight_decay, record)
     check_record(record, rows, the_task)
-    start = rewind_step(record, rows, budget)
     skip = patterns_of(skip)
-    if start is not None and skip:
-        raise InputError("skip= leaves layers as they are, but a replay moves all of them; pass budget=0 with it")
     layers = None if layers is None else patterns_of(layers)
-    if start is not None and layers is not None:
-        raise InputError("layers= edits some layers only, but a replay moves all of them; pass budget=0 with it")
-    check_rule(batch_norm, replays=start is not None, model=model)
     names = None if layers is None else chosen_parameters(model, layers)
+    newton_only = {
+        "skip": bool(skip),
+        "layers": layers is not None,
+        "curvature": curvature is not None,
+        "damping": damping != "horizon",
+        "steps": steps != "auto",
+        "weight_decay": weight_decay is not None,
+    }
+    plan = choose_method(
+        method,
+        record,
+        rows,
+        budget,
+        changed=len(changes.ids),
+        shared=factors is not None,
+        newton_only=[option for option, given in newton_only.items() if given],
+    )
+    start, notes = plan.start, list(plan.notes)
+    check_rule(batch_norm, replays=start is not None, model=model)
+    if calibrated is not None:
+        notes.append(str(calibrated))
     if start is None and skip and curvature is not None and curvature.options["skip"] != skip:
         raise InputError(
             f"the curvature given was fitted with skip={curvature.options['skip']}; fit it with skip={skip}"
         )
-    keeper = None if successor is None or record is None else Successor(record, successor)
-    notes = _rewind_notes(record, start, budget)
-    if calibrated is not None:
-        notes.append(str(calibrated))
     if layers is not None:
         notes.append(f"only layers {some(map(repr, layers))} were edited; all other weights are as they were")
+    keeper = None if successor is None or record is None else Successor(record, successor)
     place, snapshot = model, None
-    if record is not None and start is not None:
+    if record is not None and (
+        start is not None or plan.unrolled or (record.optimizer, damping) == ("adam", "horizon")
+    ):
+        snapshot = last_snapshot(record) if start is None else record.snapshot(start)
         check_final_weights(record, model)
-        place, snapshot = copy.deepcopy(model), record.snapshot(start)
+    if start is not None and snapshot is not None:
+        place = copy.deepcopy(model)
         snapshot.restore(place)
         if curvature is not None and curvature.weights_digest != weights_digest(place):
             curvature = None
             notes.append("the curvature given is of other weights than the snapshot; that of the snapshot was fitted")
-    elif record is not None and record.optimizer == "adam" and damping == "horizon":
-        snapshot = last_snapshot(record)
-        check_final_weights(record, model)
-    edited = changes.apply(rows)
-    factor_rows = 0
-    if curvature is None:
-        chosen = edited.sample(_sample_size(len(edited), FACTOR_SHARE), 0, "factor-rows")
-        left_out = skip if names is None else [*skip, *patterns_of_others(place, names)]
-        curvature, factor_rows = fit_curvature(place, chosen, task=the_task, skip=left_out), len(chosen)
+    taken: tuple[Step, ...] = ()
+    storage = 0
+    if plan.unrolled and record is not None and snapshot is not None:
+        sample = rows if factors is not None else rows.sample(sample_size(len(rows), FACTOR_SHARE), 0, "factor-rows")
+        trajectory = Trajectory(model, record, sample, the_task, None if factors is None else Path(factors))
+        found = unroll(trajectory, rows, changes, plan.segments, take=None if keeper is None else keeper.take)
+        solve_cost, factor_rows, storage = found.cost, trajectory.fitted, found.storage
+        edited = changes.apply(rows)
+        change, more = corrected(
+            found.change,
+            place,
+            edited.sample(sample_size(len(edited), OPERATOR_SHARE), 0, "operator-rows"),
+            the_task,
+            found.curvature,
+            scale=found.scale,
+            weight_decay=decay,
+            damping=damping_of(damping, record, start, snapshot, place),
+        )
+        solve_cost += more
+        snapshot = replace(found, change=change).on(snapshot)
+        moved = copy.deepcopy(model)
+        snapshot.restore(moved)
     else:
-        curvature.check(place)
-        if names is not None:
-            curvature = restricted(curvature, names)
-    objective = EditedObjective(
-        place,
-        rows,
-        changes,
-        the_task,
-        curvature.covered,
-        decay,
-        damping_of(damping, record, start, snapshot, place),
-        sample=_sample_size(len(edited), 1 if start is None else OPERATOR_SHARE),
-    )
-    moved, taken, solve_cost = _newton(objective, curvature, steps, notes)
-    replayed = 0
+        done = newton_edit(
+            place,
+            rows,
+            changes,
+            the_task,
+            weight_decay=decay,
+            damping=damping_of(damping, record, start, snapshot, place),
+            steps=steps,
+            curvature=curvature,
+            share=1 if start is None else OPERATOR_SHARE,
+            skip=skip,
+            names=names,
+        )
+        moved, taken, solve_cost, factor_rows = done.model, done.steps, done.cost, done.factor_rows
+        curvature = done.curvature
+        notes += done.notes
+    edited, replayed = changes.apply(rows), 0
     if record is not None and start is not None:
         take = None if keeper is None else keeper.take
         moved, replayed = replay(moved, edited, record, start=start, snapshot=snapshot, take=take)
-    elif batch_norm == "re-estimate" and not skip and names is None and any(step.accepted for step in taken):
+    elif (
+        batch_norm == "re-estimate"
+        and not skip
+        and names is None
+        and (plan.unrolled or any(step.accepted for step in taken))
+    ):
         passes = re_estimate(moved, edited)
         solve_cost += passes
         if passes:
@@ -217,20 +261,26 @@ def apply_changes(
                 f"running statistics of batch norm were estimated again on all {len(edited)} rows of the changed data"
             )
     if start is None and record is not None and keeper is not None:
-        state = record.snapshot(record.steps).optimizer if record.steps in record.snapshots else {}
-        keeper.take(record.steps, Snapshot(moved.state_dict(), state))
+        last = record.snapshot(record.steps) if snapshot is None and record.steps in record.snapshots else snapshot
+        keeper.take(record.steps, Snapshot(moved.state_dict(), {} if last is None else last.optimizer))
     copy_modes(model, moved)
+    before = measure(model, rows, changes, the_task)
+    if plan.could_unroll and before.get("changed_phi", -1.0) > 0:
+        notes.append(
+            "the model has learnt the changed rows' old labels, and their gradients are small at the final weights; "
+            "a budget for a replay, or method='unrolled', comes nearer"
+        )
     epoch = EPOCH_COST * len(rows)
     return Edit(
         model=moved,
         original=model,
-        method="newton" if start is None else "rewind-newton-replay",
+        method=plan.name,
         changes=changes,
         data=rows,
         record=record,
         steps=taken,
-        cost=Cost(FACTOR_COST * factor_rows / epoch, solve_cost / epoch, EPOCH_COST * replayed / epoch),
-        before=measure(model, rows, changes, the_task),
+        cost=Cost(FACTOR_COST * factor_rows / epoch, solve_cost / epoch, EPOCH_COST * replayed / epoch, storage),
+        before=before,
         after=measure(moved, rows, changes, the_task),
         budget=budget,
         start_step=start,
@@ -240,50 +290,3 @@ def apply_changes(
         successor=None if keeper is None else keeper.finish(edited, changes.removed),
         notes=tuple(notes),
     )
-
-
-def _rewind_notes(record: TrainingRecord | None, start: int | None, budget: float) -> list[str]:
-    """Say why the final weights are edited where a rewind was allowed."""
-    if start is not None or record is None or budget == 0 or len(record.snapshots) < 2:
-        return []
-    return [f"no snapshot lies within {budget:g} epochs of the end, so the final weights were edited"]
-
-
-def _newton(
-    objective: EditedObjective, curvature: Curvature, steps: int | str, notes: list[str]
-) -> tuple[nn.Module, tuple[Step, ...], int]:
-    """Take the Newton steps; return the moved copy, the numbers of the steps, and what they cost."""
-    converge = objective.damping == 0 and _stands_at_optimum(objective)
-    limits: dict[str, Any] = {"iterations": ITERATIONS}
-    if converge:
-        objective = replace(objective, sample=None, full=True, cost=objective.cost)
-        limits = {"iterations": 1000, "tolerance": 1e-8}
-    elif objective.damping == 0:
-        notes.append(
-            "damping is 0, but these weights are not at an optimum, so the edit is not iterated to convergence"
-        )
-    most = steps if isinstance(steps, int) else OPTIMUM_STEPS if converge else 1
-    weights, taken = newton_steps(objective, curvature, steps=most, **limits)
-    if taken and not taken[-1].accepted:
-        why = taken[-1].breakdown or "the objective did not fall"
-        notes.append(f"failed: Newton step {len(taken)} was not accepted: {why}; weights stay as before it")
-    elif converge and len(taken) == OPTIMUM_STEPS:
-        notes.append(
-            f"not converged to retraining after {OPTIMUM_STEPS} Newton steps: the gradient fell from "
-            f"{taken[0].gradient_norm:.1e} to {taken[-1].gradient_norm:.1e}"
-        )
-    return load_weights(objective.model, weights), tuple(taken), objective.cost
-
-
-def _sample_size(rows: int, share: int) -> int:
-    """Return how many rows stand for all: one in ``share``, within ``LEAST_ROWS`` and ``MOST_ROWS``."""
-    return max(LEAST_ROWS, min(MOST_ROWS, rows // share))
-
-
-def _stands_at_optimum(objective: EditedObjective) -> bool:
-    """Whether the unfinished training is small beside the request: ||grad J(theta_0)|| <= 0.01 ||right-hand side||."""
-    total = loss_gradient(objective.model, objective.data, task=objective.task, parameters=objective.names)
-    mean = {name: part / len(objective.data) for name, part in total.items()}
-    rest = add_scaled(mean, objective.weight_decay, objective.start)
-    objective.cost += EPOCH_COST * len(objective.data)
-    return norm(rest) <= 0.01 * norm(objective.at_start()[1])

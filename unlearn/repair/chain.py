@@ -10,6 +10,8 @@ Rules.
 - **Snapshots.** An edit that rewinds leaves the snapshots of its replay in ``folder/edit-0001`` and so on; the next
   starts from these, so that no later edit goes back to weights that saw the rows. Earlier snapshots are left behind,
   and later edits can not rewind past the first edit's start. (:mod:`unlearn.training.successor`.)
+- **Method.** Rewind, Newton step, replay. The unrolled edit is nearer for a first edit, but its factors are part of the
+  answer and would have to be fitted anew along every edited trajectory; ``method="unrolled"`` asks for it all the same.
 - **Curvature.** Factors only precondition the solve: G is always that of the weights at hand. They are fitted at the
   first edit and kept as long as conjugate gradients end with a relative residual of at most ``STALE`` times that of
   the edit they were fitted for; the edit after gets new ones.
@@ -133,10 +135,11 @@ class EditChain:
         Raises:
             UnlearnError: what :func:`apply_changes` refuses.
         """
-        asked = {"budget": self._budget, **self._options, **options}
+        asked = {"budget": self._budget, "method": "newton", **self._options, **options}
         if folder is None and self._folder is not None:
             folder = self._folder / f"edit-{self.drift.edits + 1:04d}"
-        kept = None if "curvature" in asked else self._kept_factors(asked["budget"])
+        own = "curvature" in asked or asked["method"] != "newton"
+        kept = None if own else self._kept_factors(asked["budget"])
         edit = apply_changes(
             self.model, self.data, changes, record=self.record, successor=folder, **{"curvature": kept, **asked}
         )

@@ -27,6 +27,7 @@ class Cost:
         factors: fitting the preconditioner (decompositions not counted).
         solve: gradients, products and evaluations of the Newton steps.
         replay: recorded steps run again.
+        storage: bytes of the factors that were fitted or read; snapshots not counted.
 
     >>> Cost(factors=0.25, solve=0.75, replay=3.0).total
     4.0
@@ -35,6 +36,7 @@ class Cost:
     factors: float = 0.0
     solve: float = 0.0
     replay: float = 0.0
+    storage: int = 0
 
     @property
     def total(self) -> float:
@@ -53,8 +55,8 @@ class Edit:
     Attributes:
         model: a copy of the original with the edited weights; the original's modes.
         original: the model that was edited, as it was given.
-        method: ``newton`` (from the final weights), ``rewind-newton-replay``, or that of a restricted edit, such as
-            ``gif-exact``.
+        method: ``newton`` or ``unrolled`` (at the final weights), ``rewind-newton-replay`` or
+            ``rewind-unrolled-replay``, or that of a restricted edit, such as ``gif-exact``.
         changes: what was asked for.
         data: rows before the change.
         record: the training record used, or None.

@@ -17,7 +17,7 @@ from torch import nn
 
 from unlearn.curvature import Curvature, Vector, conjugate_gradient, gauss_newton
 from unlearn.curvature.vectors import add_scaled, dot, norm
-from unlearn.repair.objective import EditedObjective
+from unlearn.repair.objective import EditedObjective, mean_damping
 
 FAIR = 0.1
 REFUSALS = 6
@@ -83,7 +83,7 @@ def newton_steps(
     """
     weights = objective.start
     taken: list[Step] = []
-    damping = mean_damping(objective)
+    damping = mean_damping(objective.damping, objective.names)
     for k in range(steps):
         before = objective.cost
         value, gradient = objective.at_start() if k == 0 else objective.value_and_gradient(weights)
@@ -189,14 +189,6 @@ def _parabola_minimum(slope: float, length: float, change: float) -> float:
         return 0.1 * length
     bend = (change - slope * length) / length**2
     return min(max(-slope / (2 * bend), 0.1 * length), 0.5 * length) if bend > 0 else 0.5 * length
-
-
-def mean_damping(objective: EditedObjective) -> float:
-    """Return d as a number: the mean entry, for a metric."""
-    if not isinstance(objective.damping, dict):
-        return objective.damping
-    metric = [part for name, part in objective.damping.items() if name in objective.names]
-    return sum(float(part.sum()) for part in metric) / sum(part.numel() for part in metric)
 
 
 def with_weights(model: nn.Module, weights: Vector) -> nn.Module:

@@ -15,7 +15,7 @@ is the edited training objective up to a constant. ``full=True`` takes that obje
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,29 @@ from unlearn.repair.changes import Changes
 from unlearn.tasks import Task
 
 Damping = float | Vector
+
+
+def regularised(vector: Vector, weight_decay: float, damping: Damping) -> Vector:
+    """Return (w + d) v.
+
+    >>> regularised({"a": torch.tensor([2.0])}, 0.5, {"a": torch.tensor([1.0])})
+    {'a': tensor([3.])}
+    """
+    if isinstance(damping, dict):
+        return {name: (weight_decay + damping[name]) * part for name, part in vector.items()}
+    return {name: (weight_decay + damping) * part for name, part in vector.items()}
+
+
+def mean_damping(damping: Damping, names: Collection[str]) -> float:
+    """Return d as one number: the mean of its entries for these parameters, where it is a metric.
+
+    >>> mean_damping({"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([9.0])}, ["a"])
+    2.0
+    """
+    if not isinstance(damping, dict):
+        return damping
+    metric = [part for name, part in damping.items() if name in names]
+    return sum(float(part.sum()) for part in metric) / sum(part.numel() for part in metric)
 
 
 @dataclass
@@ -74,9 +97,7 @@ class EditedObjective:
 
     def regulariser(self, vector: Vector) -> Vector:
         """Return (w + d) v."""
-        if isinstance(self.damping, dict):
-            return {name: (self.weight_decay + self.damping[name]) * vector[name] for name in self.names}
-        return {name: (self.weight_decay + self.damping) * vector[name] for name in self.names}
+        return regularised({name: vector[name] for name in self.names}, self.weight_decay, self.damping)
 
     def at_start(self) -> tuple[float, Vector]:
         """Return E and its gradient at theta_0, from the changed rows alone (from all, if ``full``)."""

@@ -18,8 +18,8 @@ from unlearn.repair.changes import Changes
 from unlearn.repair.chosen_layers import chosen_parameters, patterns_of_others, restricted
 from unlearn.repair.damping import damping_of, weight_decay_of
 from unlearn.repair.edit import Cost, Edit, measure
-from unlearn.repair.newton import Step, load_weights, mean_damping
-from unlearn.repair.objective import EditedObjective
+from unlearn.repair.newton import Step, load_weights
+from unlearn.repair.objective import EditedObjective, mean_damping
 from unlearn.repair.restricted_steps import EditMethod, ExactSolve, KfacSolve, Solve, restricted_steps
 from unlearn.repair.rewind import check_record, last_snapshot
 from unlearn.tasks import Task, get_task
@@ -159,9 +159,14 @@ def restricted_edit(
         else:
             curvature.check(model)
             curvature = curvature if names is None else restricted(curvature, names)
-        solve = KfacSolve(curvature, units, decay + mean_damping(objective))
+        solve = KfacSolve(curvature, units, decay + mean_damping(objective.damping, objective.names))
     weights, taken = restricted_steps(
-        objective, solve, method=method, steps=steps, length=length, damping=mean_damping(objective)
+        objective,
+        solve,
+        method=method,
+        steps=steps,
+        length=length,
+        damping=mean_damping(objective.damping, objective.names),
     )
     moved = load_weights(model, weights)
     copy_modes(model, moved)

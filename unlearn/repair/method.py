@@ -1,0 +1,127 @@
+"""Which method an edit uses: the best that the record and the budget allow.
+
+| recorded | budget | method |
+|---|---|---|
+| weights, and how they were trained | any | ``newton`` on the final weights |
+| snapshots and row order | 0, or reaches none of them | ``newton`` on the final weights; ``unrolled`` on request |
+| snapshots and row order | reaches a snapshot | ``rewind-unrolled-replay``; ``rewind-newton-replay`` for many rows |
+
+Many rows are more than a share ``MANY`` of all. For them the unrolled edit is chosen only where its factors are shared:
+fitting them for one request costs more epochs than the same replay would need to come as near.
+
+Without a replay the unrolled edit overshoots, but for a model that has memorised its rows it is the nearer one: their
+gradients at the end are nearly zero, and only the snapshots know what they did. A note says so then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from unlearn.data import Rows
+from unlearn.errors import InputError, RecordError, did_you_mean
+from unlearn.repair.rewind import rewind_step
+from unlearn.repair.trajectory import Segment, segments_to
+from unlearn.repair.unrolled import MANY
+from unlearn.training import TrainingRecord
+
+Method = Literal["auto", "newton", "unrolled"]
+SEGMENTS = 5
+COARSE = 0.55
+"""A segment longer than this share of the training is not unrolled unless that is asked for."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A method, where it starts, and what a reader should know of the choice.
+
+    Attributes:
+        start: the step whose snapshot is edited and replayed from; None for the final weights.
+        segments: of the unrolled edit; none for a Newton step.
+        notes: why it is not the best method, where it is not.
+        could_unroll: whether the final weights are edited by a Newton step although the training could be unrolled.
+    """
+
+    start: int | None
+    segments: tuple[Segment, ...]
+    notes: tuple[str, ...]
+    could_unroll: bool = False
+
+    @property
+    def unrolled(self) -> bool:
+        """Whether the edit is the unrolled one."""
+        return bool(self.segments)
+
+    @property
+    def name(self) -> str:
+        """``newton``, ``unrolled``, ``rewind-newton-replay`` or ``rewind-unrolled-replay``."""
+        edit = "unrolled" if self.unrolled else "newton"
+        return edit if self.start is None else f"rewind-{edit}-replay"
+
+
+def choose_method(
+    method: Method,
+    record: TrainingRecord | None,
+    rows: Rows,
+    budget: float,
+    *,
+    changed: int,
+    shared: bool = False,
+    newton_only: Collection[str] = (),
+) -> Plan:
+    """Choose the method of an edit.
+
+    Args:
+        method: what was asked for.
+        record: of the training.
+        rows: before the change.
+        budget: epochs that may be replayed.
+        changed: how many rows change.
+        shared: whether the unrolled edit's factors are kept for other requests, so that more of them pay.
+        newton_only: names of the options given that only a Newton step on the final weights takes.
+
+    Raises:
+        InputError: an unknown method, or options that do not go together.
+        RecordError: the unrolled edit is asked for, and what it needs was not recorded.
+    """
+    if method not in get_args(Method):
+        raise InputError(f"unknown method {method!r}; {did_you_mean(method, get_args(Method))}")
+    start, notes = rewind_step(record, rows, budget), []
+    for option, why in (("skip", "leaves layers as they are"), ("layers", "edits some layers only")):
+        if start is not None and option in newton_only:
+            raise InputError(f"{option}= {why}, but a replay moves all of them; pass budget=0 with it")
+    if start is None and budget > 0 and record is not None and len(record.snapshots) > 1:
+        notes.append(f"no snapshot lies within {budget:g} epochs of the end, so the final weights were edited")
+    if method == "newton":
+        return Plan(start, (), tuple(notes))
+    segments = _segments(record, start, None if shared else SEGMENTS)
+    if method == "unrolled":
+        only = [name for name in newton_only if name != "curvature" or start is None]
+        if only:
+            raise InputError(f"method 'unrolled' takes no {', '.join(f'{name}=' for name in only)}; leave it out")
+        if not segments:
+            raise RecordError(
+                "method 'unrolled' needs snapshots and the row order of an SGD or Adam training; record them with "
+                "unlearn.Recorder, or use method='newton'"
+            )
+        return Plan(start, segments, tuple(notes))
+    stop = segments[-1].stop if segments else 0
+    coarse = any(segment.stop - segment.start > COARSE * stop for segment in segments)
+    coarse = coarse or (bool(segments) and segments[0].start > COARSE * stop)
+    if coarse and start is not None:
+        notes.append("snapshots lie too far apart to unroll the training, so a Newton step was taken")
+    given = [name for name in newton_only if name != "curvature"]
+    dear = changed > MANY * len(rows) and not shared
+    able = bool(segments) and not coarse and not given and not dear
+    return Plan(start, segments if able and start is not None else (), tuple(notes), able and start is None)
+
+
+def _segments(record: TrainingRecord | None, start: int | None, most: int | None) -> tuple[Segment, ...]:
+    """Return the segments up to the weights that are edited; none where the training can not be unrolled."""
+    if record is None or record.order is None or record.folder is None or record.optimizer not in ("sgd", "adam"):
+        return ()
+    stop = record.steps if start is None else start
+    if stop not in record.snapshots:
+        return ()
+    return tuple(segments_to(list(record.snapshots), stop, most))
