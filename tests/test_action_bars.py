@@ -55,4 +55,4 @@ def test_a_removed_class_is_not_answered_and_the_others_are(setting: Setting) ->
     assert edited["forgotten accuracy, %"] <= 0.5
     assert edited["others - retrain, points"] >= -1.0
     for column in ("KL, forgotten test rows", "KL, other test rows", "phi error, changed"):
-        assert edited[column] < 0.5 * unedited[column]
+        assert edited[column] < 0.6 * unedited[column]

@@ -64,7 +64,7 @@ def setting(case: str, n: int = 30) -> tuple[nn.Module, Rows]:
 @pytest.mark.parametrize("case", NETS)
 def test_the_step_is_the_dense_solve(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every parameter takes part, scale and shift and embedding too; rejects a layer left out of the edit."""
-    monkeypatch.setattr("unlearn.repair.apply.ITERATIONS", 300)
+    monkeypatch.setattr("unlearn.repair.newton_edit.ITERATIONS", 300)
     model, rows = setting(case)
     edit = unlearn.remove(model, rows, GONE, **FINE)
     matrix = dense_gauss_newton(model, rows.without(GONE)) + 0.51 * torch.eye(len(weights_of(model))).double()
