@@ -167,7 +167,8 @@ def purge(run_folder: str, yes: bool, destroy_key: bool, wait: float, as_json: b
 def _print_holdings(title: str, items: Sequence[Holding]) -> None:
     click.echo(f"{title}: {len(items) or 'nothing'}")
     for item in items:
-        click.echo(f"  {spelled_out(item.path)}  ({item.what})")
+        click.echo(f"  {spelled_out(item.path)}")
+        click.echo(f"    {item.what}")
 
 
 def _print_batch(state: State, number: int, near: dict[str, Any] | None) -> None:
