@@ -55,5 +55,5 @@ def test_a_rival_that_wins_is_shown_winning():
 
 def test_floors_are_in_the_table():
     tables = group_tables(REPORT["verification"]["table"])
-    assert [table.floors for table in tables] == [[None, 0.21], [1.5, 0.88]]
+    assert [table.floors for table in tables] == [[None, 1.22, 0.21, 0.0212], [1.5, 0.88]]
     assert [table.reference for table in tables] == ["coupled", "coupled"]

@@ -26,13 +26,14 @@ from unlearn.predict import predict
 from unlearn.recipe import Recipe
 from unlearn.repair import RIVALS, Changes, Edit, OutputCut, apply_changes, drop_outputs, restricted_edit
 from unlearn.repair.restricted_steps import EditMethod
-from unlearn.report import assemble_report, render_report
+from unlearn.report import assemble_report, listed_rows, render_report
 from unlearn.training import train
 from unlearn.verification import Price, Verdict, verify
 from unlearn.verification.processes import Processes
 
 SHOWN = 48
 BINS = 60
+FOUND_POINTS = 31
 
 
 def train_stage(run: Run) -> None:
@@ -77,9 +78,11 @@ def detect_stage(run: Run) -> None:
     section = run.recipe.detect
     suggestions = suggestions_of(run)
     given = dict(zip(run.data.ids, run.data.labels.tolist(), strict=True))
-    table = []
+    table: list[dict[str, Any]] = []
+    orders: dict[str, detect.Scores] = {}
     for method in (*(name for name in section.beside if name != section.method), section.method):
         deciding = write_scores(run, method, suggestions)
+        orders[method] = deciding
         quality = detect.ranking_quality(deciding, run.data) if run.data.truth is not None else {}
         table.append({"method": method, "cost_epochs": DETECTORS[method].cost(deciding), **quality})
     cutoff = detect.estimate_cutoff(deciding) if section.count is None else detect.count_cutoff(deciding, section.count)
@@ -99,6 +102,7 @@ def detect_stage(run: Run) -> None:
                 "weights": list(cutoff.weights),
             },
             "quality": quality_of_decision,
+            "found": None if run.data.truth is None else _found(run, orders),
             "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
             "acted": list(cutoff.ids),
             "top": [
@@ -107,6 +111,18 @@ def detect_stage(run: Run) -> None:
             ],
         },
     )
+
+
+def _found(run: Run, orders: dict[str, detect.Scores]) -> dict[str, Any]:
+    """Return how many mislabelled rows each score has found after so many checks, up to three checks for each."""
+    curves = {method: detect.found_curve(scores, run.data) for method, scores in orders.items()}
+    wrong = len(detect.wrong_rows(run.data))
+    checked = np.linspace(0, min(len(run.data), 3 * wrong), FOUND_POINTS).round().astype(int)
+    return {
+        "checked": checked.tolist(),
+        "mislabelled": wrong,
+        "curves": {method: curve[checked].tolist() for method, curve in curves.items()},
+    }
 
 
 def decide_stage(run: Run) -> None:
@@ -206,6 +222,7 @@ def verify_stage(
     _take_away(run, "report.json", "report.html")
     epochs = max(1, round(edit.cost.total))
     rivals: dict[str, nn.Module] = {}
+    costs: dict[str, float] = {}
     record, seed = edit.record, run.recipe.train.train_seed + 1
     if record is not None and record.optimizer != "lbfgs":
         beside = {"fine-tune": f"fine-tuned {epochs}"}
@@ -213,7 +230,7 @@ def verify_stage(
             beside["replay"] = f"replayed {epochs}"
         for rival, name in beside.items():
             made = RIVALS[rival](edit.original, edit.data, edit.changes, record, setting={"epochs": epochs}, seed=seed)
-            rivals[name] = made.model
+            rivals[name], costs[name] = made.model, made.cost
     verdict = verify(
         edit,
         test=run.test,
@@ -225,6 +242,7 @@ def verify_stage(
         processes=processes,
         tell=tell,
     )
+    run.write("rivals.json", {"cost_epochs": costs})
     write_atomically(run.folder / "verdict.json", verdict.to_json().encode())
     return verdict
 
@@ -234,9 +252,9 @@ def report_stage(run: Run) -> None:
     edit = run.edit() if _has(run, "edited.safetensors") else None
     report = assemble_report(run.folder, run.recipe, run.data, run.test, *run.original, edit)
     run.write("report.json", report)
-    shown = [row["id"] for row in (report["detection"] or {"top": []})["top"]]
-    images = Appearance.of(run).pictures(run.data.only(shown))
-    write_atomically(run.folder / "report.html", render_report({"format": FORMAT, **report}, images).encode())
+    shown, appearance = run.data.only(listed_rows(report)), Appearance.of(run)
+    images, texts = appearance.pictures(shown), {} if appearance.pictured else appearance.texts(shown)
+    write_atomically(run.folder / "report.html", render_report({"format": FORMAT, **report}, images, texts).encode())
 
 
 def _take_away(run: Run, *stale: str) -> None:

@@ -3,5 +3,6 @@
 from unlearn.report.assemble import assemble_report
 from unlearn.report.pictures import picture
 from unlearn.report.rendering import render_report
+from unlearn.report.shown_rows import listed_rows
 
-__all__ = ["assemble_report", "picture", "render_report"]
+__all__ = ["assemble_report", "listed_rows", "picture", "render_report"]

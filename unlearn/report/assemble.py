@@ -13,9 +13,11 @@ from torch import nn
 from unlearn.atomic import read_json
 from unlearn.checkpoint import read_metadata
 from unlearn.data import Rows
+from unlearn.detect import read_column
 from unlearn.predict import predict
 from unlearn.recipe import Recipe
 from unlearn.repair import Edit
+from unlearn.report.shown_rows import complete_rows
 from unlearn.training import TrainingRecord
 
 LIMITS = (
@@ -52,11 +54,9 @@ def assemble_report(
     if edit is not None:
         rows = len(edit.changes.ids)
         facts = {**edit.to_dict(), "rows": rows, "replay_epochs": edit.cost.replay}
-    if detection is not None:
-        _complete_rows(detection, data, original, edit)
     measures = (verdict or {}).pop("measures", [])
     accuracy = (predict(original, test).argmax(1) == test.labels).double().mean()
-    return {
+    report: dict[str, Any] = {
         "recipe": {
             "name": recipe.name,
             "description": recipe.description,
@@ -97,6 +97,7 @@ def assemble_report(
             "references": recipe.verify.references,
             "tolerance": recipe.verify.tolerance,
             "table": measures,
+            "costs": _costs(folder, recipe, edit),
         }
         if verdict is not None
         else None,
@@ -108,20 +109,18 @@ def assemble_report(
         },
         "limits": list(LIMITS),
     }
+    scores = folder / f"scores-{recipe.detect.method}.csv"
+    suggested = read_column(scores, "suggested") if scores.exists() else {}
+    complete_rows(report, data, suggested, original, edit)
+    return report
 
 
-def _complete_rows(detection: dict[str, Any], data: Rows, original: nn.Module, edit: Edit | None) -> None:
-    """Add to the top rows what the models predict, and whether they were changed."""
-    found = detection.pop("acted")
-    acted = set(found if edit is None else edit.changes.ids)
-    top = detection["top"]
-    if not top:
-        return
-    shown = data.only([row["id"] for row in top])
-    before = predict(original, shown).argmax(1).tolist()
-    after = [None] * len(top) if edit is None else predict(edit.model, shown).argmax(1).tolist()
-    for row, old, new in zip(top, before, after, strict=True):
-        row |= {"acted": row["id"] in acted, "predicted_before": old, "predicted_after": new}
+def _costs(folder: Path, recipe: Recipe, edit: Edit | None) -> dict[str, float] | None:
+    """Return what each model took beyond the original training, in training epochs; None without an edit."""
+    if edit is None:
+        return None
+    rivals = (_read(folder / "rivals.json") or {}).get("cost_epochs", {})
+    return {"unedited": 0.0, "edited": edit.cost.total, **rivals, "retrained": float(recipe.train.epochs)}
 
 
 def _read(path: Path) -> dict[str, Any] | None:

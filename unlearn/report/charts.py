@@ -1,28 +1,16 @@
-"""Where the marks of a chart go; ``templates/charts.html.j2`` draws them as inline SVG.
-
-A chart is 380 units wide, which is a phone's width, so that its text can be read there and is large on a desk.
-"""
+"""Where the marks of a verdict and of a histogram go; ``templates/charts.html.j2`` draws them as inline SVG."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from unlearn.report.axes import WIDTH, Tick, linear, log_ticks, logarithmic, rounded, ticks
 from unlearn.report.wording import finite, number
 
-WIDTH = 380
 _RIGHT = WIDTH - 10
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A number beside an axis."""
-
-    at: float
-    text: str
 
 
 @dataclass(frozen=True)
@@ -104,7 +92,7 @@ def interval_chart(table: Sequence[Mapping[str, Any]], tolerance: Any) -> Interv
     low, high = min(*known, 0.5, limit) / 1.15, max(*known, 2.0, limit) * 1.15
     left, top, step = 70.0, 24.0, 44.0
     bottom = top + step * len(table)
-    scale = _logarithmic(low, high, left, _RIGHT)
+    scale = logarithmic(low, high, left, _RIGHT)
     groups = []
     for i, row in enumerate(table):
         middle = top + step * (i + 0.5)
@@ -113,9 +101,9 @@ def interval_chart(table: Sequence[Mapping[str, Any]], tolerance: Any) -> Interv
             for prefix, y in (("", middle - 8), ("unedited_", middle + 8))
         )
         groups.append((row.get("group"), middle, edited, unedited))
-    ticks = [Tick(_round(scale(x)), number(x, trim=True)) for x in _log_ticks(low, high)]
+    ticks = [Tick(rounded(scale(x)), number(x, trim=True)) for x in log_ticks(low, high)]
     return IntervalChart(
-        bottom + 40, left, _RIGHT, top, bottom, ticks, _round(scale(limit)), _round(scale(1.0)), groups
+        bottom + 40, left, _RIGHT, top, bottom, ticks, rounded(scale(limit)), rounded(scale(1.0)), groups
     )
 
 
@@ -136,18 +124,18 @@ def histogram_chart(histogram: Mapping[str, Any], threshold: Any) -> HistogramCh
         return None
     left, top, bottom = 40.0, 24.0, 174.0
     most = max(heights)
-    x_of = _linear(places[0], places[-1], left, _RIGHT)
+    x_of = linear(places[0], places[-1], left, _RIGHT)
     cut = finite(threshold)
     bars = []
     for (start, end), count in zip(pairwise(places), heights, strict=True):
-        height = _round(count / most * (bottom - top))
+        height = rounded(count / most * (bottom - top))
         inside = cut is not None and start < cut < end
         for a, b in [(start, cut), (cut, end)] if inside else [(start, end)]:
             if a is not None and b is not None and height > 0:
-                x = _round(x_of(a))
+                x = rounded(x_of(a))
                 beyond = cut is not None and a >= cut
-                bars.append(Bar(x, _round(bottom - height), _round(x_of(b) - x_of(a)), height, beyond))
-    y_of = _linear(0, most, bottom, top)
+                bars.append(Bar(x, rounded(bottom - height), rounded(x_of(b) - x_of(a)), height, beyond))
+    y_of = linear(0, most, bottom, top)
     shown = cut is not None and places[0] <= cut <= places[-1]
     return HistogramChart(
         bottom + 40,
@@ -156,9 +144,9 @@ def histogram_chart(histogram: Mapping[str, Any], threshold: Any) -> HistogramCh
         top,
         bottom,
         bars,
-        [Tick(_round(x_of(x)), number(x, trim=True)) for x in _ticks(places[0], places[-1], 6)],
-        [Tick(_round(y_of(y)), number(y, trim=True)) for y in _ticks(0, most, 4)],
-        _round(x_of(cut)) if shown and cut is not None else None,
+        [Tick(rounded(x_of(x)), number(x, trim=True)) for x in ticks(places[0], places[-1], 6)],
+        [Tick(rounded(y_of(y)), number(y, trim=True)) for y in ticks(0, most, 4)],
+        rounded(x_of(cut)) if shown and cut is not None else None,
     )
 
 
@@ -170,7 +158,7 @@ def _interval(
         return Interval(y)
 
     def place(x: float) -> float:
-        return _round(scale(x)) if x > 0 else edges[0]
+        return rounded(scale(x)) if x > 0 else edges[0]
 
     return Interval(
         y,
@@ -180,31 +168,3 @@ def _interval(
         open_left=not lower,
         open_right=upper is None,
     )
-
-
-def _linear(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    return lambda x: start + (x - low) / (high - low) * (end - start)
-
-
-def _logarithmic(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    line = _linear(math.log(low), math.log(high), start, end)
-    return lambda x: line(math.log(x))
-
-
-def _ticks(low: float, high: float, most: int) -> list[float]:
-    power = 10.0 ** math.floor(math.log10((high - low) / most))
-    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if (high - low) / step <= most)
-    return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1, 2, 5), (1, 3), (1,)):
-        ticks = [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
-        if len(ticks) <= 7:
-            return ticks
-    return ticks[:: math.ceil(len(ticks) / 7)]
-
-
-def _round(x: float) -> float:
-    return round(x, 1)

@@ -10,7 +10,19 @@ from unlearn.report.wording import finite, number
 
 RETRAINS = ("coupled", "independent")
 _ALIASES = {"phi error": "phi_error", "cosine of the logit change": "change_cosine"}
-_LARGER_IS_NEARER = {"accuracy": None, "phi_error": False, "kl": False, "agreement": True, "change_cosine": True}
+_LARGER_IS_NEARER = {
+    "accuracy": None,
+    "phi_error": False,
+    "kl": False,
+    "agreement": True,
+    "change_cosine": True,
+    "jensen_shannon": False,
+    "cka": True,
+    "loss": None,
+    "phi": None,
+    "calibration": None,
+}
+MAIN = tuple(_LARGER_IS_NEARER)[:5]
 
 
 @dataclass(frozen=True)
@@ -50,12 +62,23 @@ class GroupTable:
     reference: Any
     nearest: list[tuple[Any, int]]
 
+    @property
+    def main(self) -> list[int]:
+        """Columns of the measures that the verdict's reader looks at first."""
+        return [k for k, measure in enumerate(self.measures) if measure in MAIN]
+
+    @property
+    def further(self) -> list[int]:
+        """The other columns."""
+        return [k for k, measure in enumerate(self.measures) if measure not in MAIN]
+
 
 def group_tables(rows: Iterable[Mapping[str, Any]]) -> list[GroupTable]:
     """Arrange rows of :func:`unlearn.verification.measure` as one table for each group.
 
-    Nearest is the smallest distance, the largest agreement or cosine, the accuracy nearest to that of the coupled
-    retrain (without one, to the mean of the independent ones). What reads the same is equally near. Measures of
+    Nearest is the smallest distance, the largest agreement, cosine or CKA, and of what a model has by itself (accuracy,
+    loss, mean phi, calibration error) the value nearest to that of the coupled retrain (without one, to the mean of the
+    independent ones). What reads the same is equally near. Measures of
     unknown direction have no nearest.
 
     >>> row = {"group": "test", "measure": "kl", "model": "edited", "value": 0.04, "floor": 0.03}
@@ -104,7 +127,7 @@ def _table(group: Any, rows: list[Mapping[str, Any]]) -> GroupTable:
 def _nearest(measure: Any, contenders: list[Any], cells: Mapping[tuple[Any, Any], Cell]) -> list[Any]:
     values = {m: finite(cells.get((m, measure), Cell()).value) for m in contenders}
     known = {m: value for m, value in values.items() if value is not None}
-    if measure == "accuracy":
+    if measure in _LARGER_IS_NEARER and _LARGER_IS_NEARER[measure] is None:
         targets = (finite(cells.get((model, measure), Cell()).value) for model in RETRAINS)
         target = next((value for value in targets if value is not None), None)
         if target is None:

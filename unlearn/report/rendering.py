@@ -12,18 +12,26 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader
 from unlearn.errors import InputError
 from unlearn.report.charts import histogram_chart, interval_chart
 from unlearn.report.comparison import GroupTable, group_tables
+from unlearn.report.curves import CostChart, cost_chart, found_chart
 from unlearn.report.pictures import picture
+from unlearn.report.shown_rows import listed_rows
 from unlearn.report.wording import MISSING, number, plain, words
 
 FORMAT = 1
+DISTANCE = "phi_error"
 
 
-def render_report(report: Mapping[str, Any], images: Mapping[str, npt.NDArray[Any]] | None = None) -> str:
+def render_report(
+    report: Mapping[str, Any],
+    images: Mapping[str, npt.NDArray[Any]] | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> str:
     """Return the report of a run as one self-contained HTML page.
 
     Args:
         report: the contents of ``report.json``. A section that is missing or null is named as missing on the page.
-        images: arrays for :func:`unlearn.report.picture` by row id; rows without one are shown as text.
+        images: arrays for :func:`unlearn.report.picture` by row id.
+        texts: a line by row id, for rows that are no pictures.
 
     Raises:
         InputError: a report of another format, or an array that is not a picture.
@@ -37,9 +45,9 @@ def render_report(report: Mapping[str, Any], images: Mapping[str, npt.NDArray[An
             f"report has format {report.get('format')!r}; this version reads {FORMAT}: run `unlearn recipe run` again"
         )
     verdict, detection = _section(report, "verdict"), _section(report, "detection")
-    top = detection.get("top") or []
-    found = images or {}
+    listed, found = listed_rows(report), images or {}
     tables = _tables(report)
+    costs = _section(report, "verification").get("costs") or {}
     return (
         environment()
         .get_template("report.html.j2")
@@ -51,7 +59,15 @@ def render_report(report: Mapping[str, Any], images: Mapping[str, npt.NDArray[An
             histogram=histogram_chart(
                 detection.get("histogram") or {}, (detection.get("cutoff") or {}).get("threshold")
             ),
-            pictures={row["id"]: picture(found[row["id"]]) for row in top if row.get("id") in found},
+            found=found_chart(
+                detection.get("found") or {},
+                _section(report, "data").get("rows"),
+                detection.get("method"),
+                (detection.get("cutoff") or {}).get("count"),
+            ),
+            costs=[(table.group, chart) for table in tables if (chart := _cost_chart(costs, table)) is not None],
+            pictures={row: picture(found[row]) for row in listed if row in found},
+            texts=texts or {},
         )
     )
 
@@ -70,6 +86,14 @@ def environment() -> Environment:
     )
     made.filters.update(number=number, words=words, plain=plain)
     return made
+
+
+def _cost_chart(costs: Mapping[str, Any], table: GroupTable) -> CostChart | None:
+    """Return the plot of cost against the phi error of one group of rows."""
+    if DISTANCE not in table.measures:
+        return None
+    column = table.measures.index(DISTANCE)
+    return cost_chart(costs, {model: cells[column].value for model, cells in table.models}, table.floors[column])
 
 
 def _section(report: Mapping[str, Any], name: str) -> Mapping[str, Any]:
