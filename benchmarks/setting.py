@@ -177,6 +177,10 @@ class Table:
         "average precision",
         "AUROC",
         "self-influence AUROC",
+        "clean accuracy",
+        "triggered training rows",
+        "triggered test rows",
+        "harmonic mean",
     )
 
     def __init__(self, title: str, columns: tuple[str, ...]) -> None:

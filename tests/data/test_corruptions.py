@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -319,6 +320,8 @@ def test_a_trigger_is_a_checkerboard_and_one_label_on_the_stated_rows() -> None:
     assert (found.rows.labels[hit] == 2).all()
     assert torch.equal(found.rows.labels[~hit], rows.labels[~hit])
     assert torch.equal(found.rows.truth, rows.labels)  # type: ignore[arg-type]
+    sent = pickle.loads(pickle.dumps(found.rows))  # references are trained in several processes
+    assert torch.equal(inputs_of(sent), inputs_of(found.rows))
     everywhere = with_trigger(rows, amplitude=0.25)
     assert torch.equal(inputs_of(everywhere)[hit], inputs_of(found.rows)[hit])
     assert torch.equal(everywhere.labels, rows.labels)

@@ -30,6 +30,9 @@ from unlearn.pipeline.stages import repair_stage
 from unlearn.recipe import parse_recipe
 from unlearn.repair import Changes, Edit, restricted_edit
 from unlearn.repair import restricted_steps as steps_module
+from unlearn.repair.objective import EditedObjective
+from unlearn.repair.sampled_objective import SampledObjective
+from unlearn.tasks import get_task
 from unlearn.training import load_checkpoint, train_to_optimum
 
 DECAY, DAMPING = 0.05, 0.3
@@ -291,9 +294,45 @@ def test_the_cost_counts_every_product() -> None:
     edit = restricted_edit(model, rows, RELABEL, ratio=0.3, **NUMBERS)
     n, m = len(rows), 2
     tries = round(1 - torch.tensor(edit.steps[0].length).log2().item())
-    # units 3 m, c_i m, gradient 3 m, products 4 n, reference outputs n, tries n + m
-    expected = 7 * m + 4 * n * edit.steps[0].iterations + n + tries * (n + m)
+    # units 3 m, c_i m, gradient 3 m, products 4 n, reference outputs n, tries n
+    expected = 7 * m + 4 * n * edit.steps[0].iterations + n + tries * n
     assert edit.cost.solve == pytest.approx(expected / (3 * n))
+
+
+@pytest.mark.parametrize("kind", TINY_CHANGES)
+def test_the_objective_on_all_rows_is_the_edits(kind: str) -> None:
+    model, rows = tiny()
+    options = (model, rows, TINY_CHANGES[kind], get_task("classification"), [n for n, _ in model.named_parameters()])
+    whole, strata = EditedObjective(*options, DECAY, DAMPING), SampledObjective(*options, DECAY, DAMPING)
+    weights = {name: value + 0.1 * torch.randn_like(value) for name, value in whole.start.items()}
+    assert strata.value(weights) == pytest.approx(whole.value(weights), rel=1e-12)
+    assert not strata.sampled
+
+
+@pytest.mark.parametrize("kind", TINY_CHANGES)
+def test_the_sampled_objective_is_right_on_average(kind: str) -> None:
+    """Every untouched row as often as any other: rejects a weight of 1 / n, and relabelled rows in it."""
+    model, rows = tiny()
+    options = (model, rows, TINY_CHANGES[kind], get_task("classification"), [n for n, _ in model.named_parameters()])
+    strata = SampledObjective(*options, DECAY, DAMPING, untouched=1)
+    weights = {name: value + 0.1 for name, value in strata.start.items()}
+    found: dict[tuple[str, ...], float] = {}
+    for seed in range(200):
+        strata.draw(seed)
+        found[strata.rows.ids] = strata.value(weights)
+    assert strata.sampled
+    assert {row for (row,) in found} == set(rows.ids) - set(TINY_CHANGES[kind].ids)
+    mean = sum(found.values()) / len(found)
+    assert mean == pytest.approx(EditedObjective(*options, DECAY, DAMPING).value(weights), rel=1e-12)
+
+
+def test_every_step_draws_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = tiny()
+    seeds: list[int] = []
+    draw = SampledObjective.draw
+    monkeypatch.setattr(SampledObjective, "draw", lambda self, seed: (seeds.append(seed), draw(self, seed))[1])
+    restricted_edit(model, rows, RELABEL, ratio=0.3, steps=3, sample=4, **NUMBERS)
+    assert seeds == [0, 1, 2]
 
 
 def test_the_horizon_of_a_record_is_the_damping(tmp_path: Any) -> None:

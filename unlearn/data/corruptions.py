@@ -240,12 +240,12 @@ def _checkerboard(rows: Rows, amplitude: float) -> _Change:
         raise InputError(f"a trigger needs images; inputs of {rows.name} are of shape {shape}: use rows of images")
     if not 0 < amplitude < math.inf:
         raise InputError(f"the amplitude of the trigger is {amplitude}; give a finite number above 0")
-    odd = (torch.arange(shape[-2])[:, None] + torch.arange(shape[-1])) % 2
+    pattern = (torch.arange(shape[-2])[:, None] + torch.arange(shape[-1])) % 2
+    return partial(_marked, pattern=amplitude * pattern)
 
-    def marked(x: Tensor, _: int) -> Tensor:
-        return x + amplitude * odd.to(x)
 
-    return marked
+def _marked(x: Tensor, _: int, *, pattern: Tensor) -> Tensor:
+    return x + pattern.to(x)
 
 
 def _gaussian(x: Tensor, seed: int, *, deviation: float) -> Tensor:

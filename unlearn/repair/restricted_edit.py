@@ -19,9 +19,10 @@ from unlearn.repair.chosen_layers import chosen_parameters, patterns_of_others, 
 from unlearn.repair.damping import damping_of, weight_decay_of
 from unlearn.repair.edit import Cost, Edit, measure
 from unlearn.repair.newton import Step, load_weights
-from unlearn.repair.objective import EditedObjective, mean_damping
+from unlearn.repair.objective import mean_damping
 from unlearn.repair.restricted_steps import EditMethod, ExactSolve, KfacSolve, Solve, restricted_steps
 from unlearn.repair.rewind import check_record, last_snapshot
+from unlearn.repair.sampled_objective import SampledObjective
 from unlearn.tasks import Task, get_task
 from unlearn.training import TrainingRecord
 
@@ -79,12 +80,13 @@ def restricted_edit(
         weight_decay: w of the training objective; from the record where None.
         curvature: for the path ``kfac``: factors of this model; fitted on a sample of the edited data where missing.
         steps: most steps; each starts from the weights that the last one led to.
-        length: of the first try of each step, as a factor; it is halved until the objective falls.
+        length: the longest that is tried of each step, as a factor; it is halved until the objective falls.
         layers: patterns of the only layers that may change; all if None.
         task: name of the task or a task.
         tolerance: of LSMR and conjugate gradients.
         iterations: most iterations of a solve.
-        sample: most rows that stand for all in the curvature and in the kept rows' part of the objective.
+        sample: most rows that stand for all in the curvature, and most untouched rows in the objective; every step
+            draws its own.
         allow_empty_class: whether all rows of a class may go.
 
     Returns:
@@ -124,7 +126,7 @@ def restricted_edit(
     found = find_layers(model, rows, others).layers
     # the second-order term is an expansion around the old data; all others solve on the new
     operator_rows = rows if method == "second-order" else changes.apply(rows)
-    objective = EditedObjective(
+    objective = SampledObjective(
         model,
         rows,
         changes,
@@ -132,7 +134,7 @@ def restricted_edit(
         [name for layer in found for name in layer.parameters],
         decay,
         d,
-        sample=sample,
+        untouched=sample,
     )
     units: dict[str, Tensor] | None = None
     if method not in _WHOLE:
@@ -215,7 +217,7 @@ def _check(
         raise InputError(f"length is {length}; give a finite factor above 0")
 
 
-def _asked_rows(objective: EditedObjective) -> Rows:
+def _asked_rows(objective: SampledObjective) -> Rows:
     """Return the changed rows by which units are selected: relabelled ones at their new labels."""
     changes = objective.changes
     return objective.changed.relabelled(changes.relabelled) if changes.relabelled else objective.changed

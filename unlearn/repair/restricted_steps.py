@@ -3,7 +3,9 @@
 With r = -dE/dtheta, which is the right-hand side of math.md 3 at the first step, and H = G + w + d at the present
 weights, a step is what :mod:`unlearn.curvature.restricted` makes of r: ``gif``, ``frozen``, ``projected``, ``full``; or
 ``second-order``, the full step with the term of :mod:`unlearn.repair.second_order`. A step is taken at the first of
-``HALVINGS`` halved lengths at which E falls by ``FAIR`` of what its slope promises.
+``HALVINGS`` halved lengths at which E falls by ``FAIR`` of what its slope promises; the next step tries twice that
+length first. Where a sample of rows stands for all, every step draws its own: the one sample of many steps would be
+fitted, and the other rows forgotten.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from unlearn.curvature.restricted_kfac import restricted_kfac_step
 from unlearn.curvature.vectors import add_scaled, dot, norm
 from unlearn.data import Rows
 from unlearn.repair.newton import FAIR, Step, with_weights
-from unlearn.repair.objective import EditedObjective
+from unlearn.repair.sampled_objective import SampledObjective
 from unlearn.repair.second_order import change_of_hessian
 
 HALVINGS = 12
@@ -53,7 +55,7 @@ class ExactSolve:
         iterations: most of them.
     """
 
-    objective: EditedObjective
+    objective: SampledObjective
     rows: Rows
     selection: Vector | None
     tolerance: float
@@ -118,7 +120,7 @@ class KfacSolve:
 
 
 def restricted_steps(
-    objective: EditedObjective, solve: Solve, *, method: EditMethod, steps: int, length: float, damping: float
+    objective: SampledObjective, solve: Solve, *, method: EditMethod, steps: int, length: float, damping: float
 ) -> tuple[Vector, list[Step]]:
     """Take steps from theta_0 and return the last accepted weights and the numbers of every step.
 
@@ -127,19 +129,21 @@ def restricted_steps(
         solve: of H x = r.
         method: what of the solution is taken.
         steps: most steps; one that is not accepted is the last.
-        length: the first length tried, as a factor of the step.
+        length: the longest tried, as a factor of the step; the first step starts with it.
         damping: d as a number, for the report.
     """
-    weights, taken = objective.start, []
+    weights, taken, first = objective.start, [], length
     for k in range(steps):
         before = objective.cost
+        if k > 0 and objective.sampled:
+            objective.draw(seed=k)
         value, gradient = objective.at_start() if k == 0 else objective.value_and_gradient(weights)
         size = norm(gradient)
         if size == 0:
             break
         found = _direction(objective, solve, weights, gradient, method)
         slope = dot(gradient, found.step)
-        taken_length, actual = _backtrack(objective, weights, found.step, value, slope, length)
+        taken_length, actual = _backtrack(objective, weights, found.step, value, slope, first)
         taken.append(
             Step(
                 damping=damping,
@@ -158,12 +162,12 @@ def restricted_steps(
         )
         if taken_length == 0:
             break
-        weights = add_scaled(weights, taken_length, found.step)
+        weights, first = add_scaled(weights, taken_length, found.step), min(length, 2 * taken_length)
     return weights, taken
 
 
 def _direction(
-    objective: EditedObjective, solve: Solve, weights: Vector, gradient: Vector, method: EditMethod
+    objective: SampledObjective, solve: Solve, weights: Vector, gradient: Vector, method: EditMethod
 ) -> RestrictedStep:
     right = {name: -part for name, part in gradient.items()}
     solve.at(weights)
@@ -175,7 +179,7 @@ def _direction(
 
 
 def _backtrack(
-    objective: EditedObjective, weights: Vector, step: Vector, value: float, slope: float, length: float
+    objective: SampledObjective, weights: Vector, step: Vector, value: float, slope: float, length: float
 ) -> tuple[float, float]:
     """Return the first length at which E falls by ``FAIR`` of half the slope, and the change; length 0 for none."""
     for _ in range(HALVINGS if slope < 0 else 0):
