@@ -1,10 +1,10 @@
 """A backdoor relabelled by GIF, its neighbours and what else there is: ``python -m benchmarks.backdoor [FOLDER]``.
 
-Recipe ``mnist5k-backdoor``. Every step on Kronecker factors is at its best setting from one grid, the same for all
-methods: damping, and one step or ``STEPS`` with a line search on the edited objective. The best is that of the largest
-harmonic mean of two accuracies on *training* rows of the first seed: a sample of rows without the trigger at their
-labels, rows with it at their true labels. The other seeds take over its setting. Fine-tuning has its learning rate
-chosen in the same way, at one epoch. No test row is seen before the table.
+Recipe ``mnist5k-backdoor``. Every method takes ``STEPS`` steps on the same Kronecker factors, each with a line search
+on the edited objective, at its best damping from one grid, the same for all. The best is that of the largest harmonic
+mean of two accuracies on *training* rows of the first seed: a sample of rows without the trigger at their labels, rows
+with it at their true labels. The other seeds take over its damping. Fine-tuning has its learning rate chosen in the
+same way, at one epoch. No choice sees a test row.
 
 With a FOLDER, trained models and finished measurements are kept in it and read from it.
 """
@@ -15,7 +15,7 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks.setting import Bars, Table, threads
 from unlearn.atomic import write_atomically
-from unlearn.curvature import Curvature, fit_curvature
+from unlearn.curvature import Curvature, fit_curvature, load_curvature
 from unlearn.data import Rows
 from unlearn.pipeline import Run
 from unlearn.pipeline.reseeded import reseeded
@@ -35,16 +35,21 @@ from unlearn.pipeline.stages import train_stage
 from unlearn.predict import predict
 from unlearn.recipe import Recipe, load_recipe
 from unlearn.repair import RIVALS, Changes, apply_changes, restricted_edit
+from unlearn.repair.rivals.descent import rates_to_try
 from unlearn.verification import train_references
-
-Setting = tuple[str, float, int]
 
 SEEDS = (0, 1, 2)
 DAMPINGS = (0.01, 0.1, 1.0)
 STEPS = 8
-PROCESSES = 3
+PROCESSES = 8
 SAMPLE = 400
 JUDGED = 1000
+JUDGED_BY = "Harmonic mean on training rows"
+BUDGETS = {
+    "edit of the final weights": 0.0,
+    "rewind, edit, replay, budget 1": 1.0,
+    "rewind, edit, replay, budget 3": 3.0,
+}
 FACTOR_ROWS = 1000
 METHODS: dict[str, dict[str, Any]] = {
     "GIF 5 %, outputs": {"method": "gif", "select": "outputs"},
@@ -102,9 +107,12 @@ class Backdoor:
 
     @cached_property
     def factors(self) -> Curvature:
-        """Factors of the original, shared by all methods."""
+        """Factors of the original, shared by all methods and processes."""
         rows = self.changes.apply(self.run.data).sample(FACTOR_ROWS, 0, "factor-rows")
-        return fit_curvature(self.run.original[0], rows, kind="kfac")
+        place = self.run.folder / "factors"
+        if not (place / "manifest.json").exists():
+            fit_curvature(self.run.original[0], rows, kind="kfac").save(place)
+        return load_curvature(place, self.run.original[0], rows)
 
     @property
     def triggered(self) -> Rows:
@@ -113,7 +121,7 @@ class Backdoor:
         rows = self.run.corrupted.rows.only(self.run.corrupted.ids)
         return self.changes.apply(self.run.data).only(rows.ids)
 
-    def step(self, name: str, damping: float, steps: int) -> tuple[nn.Module, float]:
+    def step(self, name: str, damping: float) -> tuple[nn.Module, float]:
         """Return a model edited by a method, and its cost; factors are in it."""
         model, record = self.run.original
         edit = restricted_edit(
@@ -124,7 +132,7 @@ class Backdoor:
             record=record,
             curvature=self.factors,
             damping=damping,
-            steps=steps,
+            steps=STEPS,
             sample=SAMPLE,
             **METHODS[name],
         )
@@ -167,15 +175,6 @@ def harmonic(a: float, b: float) -> float:
     return 2 * a * b / (a + b) if a + b > 0 else 0.0
 
 
-def best_settings(tried: Iterable[Setting], found: Iterable[float]) -> dict[str, tuple[float, int]]:
-    """Return the setting of each method that is best on training rows; of equal ones the first."""
-    best: dict[str, tuple[float, tuple[float, int]]] = {}
-    for (name, *setting), value in zip(tried, found, strict=True):
-        if name not in best or value > best[name][0]:
-            best[name] = value, (setting[0], setting[1])
-    return {name: setting for name, (_, setting) in best.items()}
-
-
 @cache
 def opened(seed: int, folder: Path) -> Backdoor:
     """Return a case, once in a process."""
@@ -183,70 +182,63 @@ def opened(seed: int, folder: Path) -> Backdoor:
     return Backdoor.of(load_recipe("mnist5k-backdoor"), seed, folder)
 
 
-def tried(folder: Path, setting: Setting) -> float:
-    """Return what a setting is judged by, on the first seed."""
-
-    def judged() -> float:
-        backdoor = opened(SEEDS[0], folder)
-        return backdoor.on_training_rows(backdoor.step(*setting)[0])
-
-    found: float = kept(folder, "tried", judged, *setting)
-    return found
-
-
-def best_rate(folder: Path) -> float:
-    """Return the learning rate of fine-tuning by training rows, at one epoch."""
-    backdoor = opened(SEEDS[0], folder)
-    model, record = backdoor.run.original
-    rival, data, changes = RIVALS["fine-tune"], backdoor.run.data, backdoor.changes
-
-    def judged() -> dict[str, float]:
-        settings = rival.grid(data, changes, record, 1)
-        models = [rival(model, data, changes, record, setting=setting).model for setting in settings]
-        return {
-            str(setting["lr"]): backdoor.on_training_rows(one) for setting, one in zip(settings, models, strict=True)
-        }
-
-    found = kept(folder, "rates", judged)
-    return float(max(found, key=lambda lr: found[lr]))
-
-
-def one_seed(folder: Path, settings: dict[str, tuple[float, int]], lr: float, seed: int) -> dict[str, dict[str, float]]:
-    """Return the rows of the table for one seed, by name."""
+def prepare(folder: Path, seed: int) -> None:
+    """Train the original and its retrain, and fit its factors, where that is not done."""
     backdoor = opened(seed, folder)
-    model, record = backdoor.run.original
-    data, changes = backdoor.run.data, backdoor.changes
-
-    def edited(budget: float) -> tuple[nn.Module, float]:
-        edit = apply_changes(model, data, changes, record=record, budget=budget)
-        return edit.model, edit.cost.total
-
-    def tuned(epochs: int) -> tuple[nn.Module, float]:
-        found = RIVALS["fine-tune"](model, data, changes, record, setting={"epochs": epochs, "lr": lr})
-        return found.model, found.cost
-
-    makers: dict[str, Callable[[], tuple[nn.Module, float]]] = {"unedited": lambda: (model, 0.0)}
-    makers |= {name: partial(backdoor.step, name, *setting) for name, setting in settings.items()}
-    makers["edit of the final weights"] = partial(edited, 0.0)
-    for epochs in (1, 3):
-        makers[f"rewind, edit, replay, budget {epochs}"] = partial(edited, float(epochs))
-        makers[f"fine-tune, {epochs} epochs, lr {lr:g}"] = partial(tuned, epochs)
-    makers["retrained"] = lambda: (backdoor.retrained, float(backdoor.run.recipe.train.epochs))
-    rows = {}
-    for name, make in makers.items():
-        keys = (name, *settings.get(name, ()), seed)
-        rows[name] = kept(folder, "rows", lambda make=make: backdoor.measure(*make()), *keys)
-    return rows
+    backdoor.retrained, backdoor.factors  # noqa: B018
 
 
-def kept(folder: Path, kind: str, make: Callable[[], Any], *keys: object) -> Any:
+def restricted_row(folder: Path, task: tuple[int, str, float]) -> dict[str, float]:
+    """Return the measures of a method at a damping, with what settings are chosen by."""
+    seed, name, damping = task
+
+    def row() -> dict[str, float]:
+        model, cost = opened(seed, folder).step(name, damping)
+        return {**opened(seed, folder).measure(model, cost), JUDGED_BY: opened(seed, folder).on_training_rows(model)}
+
+    return kept(folder, row, name, damping, seed)
+
+
+def tuned_row(folder: Path, task: tuple[int, int, float]) -> dict[str, float]:
+    """Return the measures of fine-tuning for some epochs at a learning rate, with what rates are chosen by."""
+    seed, epochs, lr = task
+
+    def row() -> dict[str, float]:
+        backdoor = opened(seed, folder)
+        model, record = backdoor.run.original
+        setting = {"epochs": epochs, "lr": lr}
+        tuned = RIVALS["fine-tune"](model, backdoor.run.data, backdoor.changes, record, setting=setting)
+        return {**backdoor.measure(tuned.model, tuned.cost), JUDGED_BY: backdoor.on_training_rows(tuned.model)}
+
+    return kept(folder, row, "fine-tune", epochs, lr, seed)
+
+
+def standing_row(folder: Path, task: tuple[int, str]) -> dict[str, float]:
+    """Return the measures of the original, its retrain, or the edit with a budget."""
+    seed, name = task
+
+    def row() -> dict[str, float]:
+        backdoor = opened(seed, folder)
+        model, record = backdoor.run.original
+        if name == "unedited":
+            return backdoor.measure(model, 0.0)
+        if name == "retrained":
+            return backdoor.measure(backdoor.retrained, float(backdoor.run.recipe.train.epochs))
+        edit = apply_changes(model, backdoor.run.data, backdoor.changes, record=record, budget=BUDGETS[name])
+        return backdoor.measure(edit.model, edit.cost.total)
+
+    return kept(folder, row, name, seed)
+
+
+def kept(folder: Path, make: Callable[[], dict[str, float]], *keys: object) -> dict[str, float]:
     """Return a measurement that was kept in the folder, or make and keep it."""
-    name = "-".join(str(key).replace(" ", "_").replace(",", "").replace("%", "") for key in (kind, *keys))
+    name = "-".join(str(key).replace(" ", "_").replace(",", "").replace("%", "") for key in keys)
     path = folder / f"{name}.json"
     if not path.exists():
         write_atomically(path, json.dumps(make()).encode())
         print(f"{name}: {path.read_text()}", file=sys.stderr, flush=True)
-    return json.loads(path.read_text())
+    found: dict[str, float] = json.loads(path.read_text())
+    return found
 
 
 def hold_bars(table: Table, bars: Bars) -> None:
@@ -264,14 +256,31 @@ def hold_bars(table: Table, bars: Bars) -> None:
 def main(folder: Path) -> None:
     """Print the tables."""
     table, bars = Table("Backdoor relabelled to the true labels", COLUMNS), Bars()
-    grid = list(itertools.product(METHODS, DAMPINGS, (1, STEPS)))
+    first, *others = SEEDS
     with ProcessPoolExecutor(PROCESSES) as pool:
-        rate = pool.submit(best_rate, folder)
-        found = list(pool.map(partial(tried, folder), grid))
-        settings, lr = best_settings(grid, found), rate.result()
-        for rows in pool.map(partial(one_seed, folder, settings, lr), SEEDS):
-            for name, values in rows.items():
-                table.add(name, values)
+        list(pool.map(partial(prepare, folder), SEEDS))
+        rates = rates_to_try(opened(first, folder).run.original[1])
+        grid = [(first, name, damping) for name in METHODS for damping in DAMPINGS]
+        rows = dict(zip(grid, pool.map(partial(restricted_row, folder), grid), strict=True))
+        tuned = [(first, 1, lr) for lr in rates]
+        tries = dict(zip(tuned, pool.map(partial(tuned_row, folder), tuned), strict=True))
+        best = {name: max(DAMPINGS, key=lambda d: rows[first, name, d][JUDGED_BY]) for name in METHODS}
+        lr = max(rates, key=lambda rate: tries[first, 1, rate][JUDGED_BY])
+        more = [(seed, name, best[name]) for seed in others for name in METHODS]
+        rows |= zip(more, pool.map(partial(restricted_row, folder), more), strict=True)
+        standing = list(itertools.product(SEEDS, ("unedited", *BUDGETS, "retrained")))
+        beside = dict(zip(standing, pool.map(partial(standing_row, folder), standing), strict=True))
+        tuned = [(seed, epochs, lr) for seed in SEEDS for epochs in (1, 3)]
+        tries |= zip(tuned, pool.map(partial(tuned_row, folder), tuned), strict=True)
+    for seed in SEEDS:
+        table.add("unedited", beside[seed, "unedited"])
+        for name in METHODS:
+            table.add(name, rows[seed, name, best[name]])
+        for name in BUDGETS:
+            table.add(name, beside[seed, name])
+        for epochs in (1, 3):
+            table.add(f"fine-tune, {epochs} epochs, lr {lr:g}", tries[seed, epochs, lr])
+        table.add("retrained", beside[seed, "retrained"])
     worst = min(values["still sent to the label"] for values in table.rows["unedited"])
     bars.hold(
         "precondition: triggered test rows of other classes sent to the label (worst)", worst, 0.95, at_least=True
@@ -279,13 +288,11 @@ def main(folder: Path) -> None:
     hold_bars(table, bars)
     print(f"# python -m benchmarks.backdoor\n\n{threads()}; mean over seeds 0, 1, 2 (worst)")
     print(table)
-    print("\n### Accuracies on training rows of seed 0, by which settings were chosen\n")
-    print("| method | " + " | ".join(f"d = {d:g}, {k} steps" for d in DAMPINGS for k in (1, STEPS)) + " |")
-    print("|---" * (2 * len(DAMPINGS) + 1) + "|")
-    by_setting = dict(zip(grid, found, strict=True))
+    print(f"\n### {JUDGED_BY}, seed 0, by which dampings were chosen\n")
+    print("| method | " + " | ".join(f"d = {d:g}" for d in DAMPINGS) + " |")
+    print("|---" * (len(DAMPINGS) + 1) + "|")
     for name in METHODS:
-        cells = (f"{by_setting[name, d, k]:.4f}" for d in DAMPINGS for k in (1, STEPS))
-        print(f"| {name} | " + " | ".join(cells) + " |")
+        print(f"| {name} | " + " | ".join(f"{rows[first, name, d][JUDGED_BY]:.4f}" for d in DAMPINGS) + " |")
     print(bars)
 
 

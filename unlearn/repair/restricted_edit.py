@@ -26,7 +26,7 @@ from unlearn.repair.sampled_objective import SampledObjective
 from unlearn.tasks import Task, get_task
 from unlearn.training import TrainingRecord
 
-Path = Literal["exact", "kfac"]
+SolvePath = Literal["exact", "kfac"]
 
 DEFAULT_RATIO = 0.05
 MOST_ROWS = 4096
@@ -43,7 +43,7 @@ def restricted_edit(
     method: EditMethod = "gif",
     select: Select | None = None,
     ratio: float | None = None,
-    path: Path = "exact",
+    path: SolvePath = "exact",
     record: TrainingRecord | None = None,
     damping: float | str = "horizon",
     weight_decay: float | None = None,
@@ -199,7 +199,7 @@ def _check(
     length: float,
     sample: int,
 ) -> None:
-    for name, word, known in (("method", method, EditMethod), ("path", path, Path)):
+    for name, word, known in (("method", method, EditMethod), ("path", path, SolvePath)):
         if word not in get_args(known):
             raise InputError(f"unknown {name} {word!r}; {did_you_mean(word, get_args(known))}")
     if method in _WHOLE and (ratio is not None or select is not None):
