@@ -1,10 +1,10 @@
-"""A backdoor relabelled by GIF, its neighbours and what else there is: ``python -m benchmarks.backdoor [FOLDER]``.
+"""A backdoor relabelled by GIF, its neighbours and what else there is: ``python -m benchmarks.backdoor CASE [FOLDER]``.
 
-Recipe ``mnist5k-backdoor``. Every method takes ``STEPS`` steps on the same Kronecker factors, each with a line search
-on the edited objective, at its best damping from one grid, the same for all. The best is that of the largest harmonic
-mean of two accuracies on *training* rows of the first seed: a sample of rows without the trigger at their labels, rows
-with it at their true labels. The other seeds take over its damping. Fine-tuning has its learning rate chosen in the
-same way, at one epoch. No choice sees a test row.
+CASE is ``mnist5k``, the recipe ``mnist5k-backdoor``, or ``digits``, a small one of the same kind. Every method takes
+``STEPS`` steps on the same Kronecker factors, each with a line search on the edited objective, at its best damping from
+one grid, the same for all. The best is that of the largest harmonic mean of two accuracies on *training* rows of the
+first seed: a sample of rows without the trigger at their labels, rows with it at their true labels. The other seeds
+take over its damping. Fine-tuning has its learning rate chosen in the same way, at one epoch. No choice sees test rows.
 
 With a FOLDER, trained models and finished measurements are kept in it and read from it.
 """
@@ -33,7 +33,7 @@ from unlearn.pipeline import Run
 from unlearn.pipeline.reseeded import reseeded
 from unlearn.pipeline.stages import train_stage
 from unlearn.predict import predict
-from unlearn.recipe import Recipe, load_recipe
+from unlearn.recipe import Recipe, load_recipe, parse_recipe
 from unlearn.repair import RIVALS, Changes, apply_changes, restricted_edit
 from unlearn.repair.rivals.descent import rates_to_try
 from unlearn.verification import train_references
@@ -41,7 +41,7 @@ from unlearn.verification import train_references
 SEEDS = (0, 1, 2)
 DAMPINGS = (0.01, 0.1, 1.0)
 STEPS = 8
-PROCESSES = 8
+PROCESSES = 2
 SAMPLE = 400
 JUDGED = 1000
 JUDGED_BY = "Harmonic mean on training rows"
@@ -71,6 +71,22 @@ COLUMNS = (
     "still sent to the label",
     "cost",
 )
+
+
+DIGITS = """
+name = "digits-backdoor"
+data.source = "digits"
+data.corruption = { kind = "trigger", rate = 0.1, label = 4, strength = 0.3 }
+model.name = "tinynet"
+model.options = { size = 8, widths = [16, 32] }
+train.optimizer = "adam"
+train.lr = 3e-3
+train.weight_decay = 1e-4
+train.epochs = 8
+train.batch_size = 64
+repair.action = "true-labels"
+"""
+CASES = {"mnist5k": lambda: load_recipe("mnist5k-backdoor"), "digits": lambda: parse_recipe(DIGITS)}
 
 
 @dataclass(frozen=True)
@@ -177,9 +193,9 @@ def harmonic(a: float, b: float) -> float:
 
 @cache
 def opened(seed: int, folder: Path) -> Backdoor:
-    """Return a case, once in a process."""
+    """Return a seed of the case that the folder is named after, once in a process."""
     torch.set_num_threads(1)
-    return Backdoor.of(load_recipe("mnist5k-backdoor"), seed, folder)
+    return Backdoor.of(CASES[folder.name](), seed, folder)
 
 
 def prepare(folder: Path, seed: int) -> None:
@@ -255,7 +271,7 @@ def hold_bars(table: Table, bars: Bars) -> None:
 
 def main(folder: Path) -> None:
     """Print the tables."""
-    table, bars = Table("Backdoor relabelled to the true labels", COLUMNS), Bars()
+    table, bars = Table(f"Backdoor relabelled to the true labels: {folder.name}", COLUMNS), Bars()
     first, *others = SEEDS
     with ProcessPoolExecutor(PROCESSES) as pool:
         list(pool.map(partial(prepare, folder), SEEDS))
@@ -286,7 +302,7 @@ def main(folder: Path) -> None:
         "precondition: triggered test rows of other classes sent to the label (worst)", worst, 0.95, at_least=True
     )
     hold_bars(table, bars)
-    print(f"# python -m benchmarks.backdoor\n\n{threads()}; mean over seeds 0, 1, 2 (worst)")
+    print(f"# python -m benchmarks.backdoor {folder.name}\n\n{threads()}; mean over seeds 0, 1, 2 (worst)")
     print(table)
     print(f"\n### {JUDGED_BY}, seed 0, by which dampings were chosen\n")
     print("| method | " + " | ".join(f"d = {d:g}" for d in DAMPINGS) + " |")
@@ -297,8 +313,11 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(Path(sys.argv[1]))
+    chosen, *given = sys.argv[1:] or [""]
+    if chosen not in CASES:
+        raise SystemExit(f"give one of the cases {', '.join(CASES)}, not {chosen!r}")
+    if given:
+        main(Path(given[0]) / chosen)
     else:
         with tempfile.TemporaryDirectory() as temporary:
-            main(Path(temporary))
+            main(Path(temporary) / chosen)
