@@ -70,7 +70,10 @@ if TYPE_CHECKING:
     from unlearn.training import train as train
     from unlearn.training import train_to_optimum as train_to_optimum
     from unlearn.verification import Evidence as Evidence
+    from unlearn.verification import MembershipAudit as MembershipAudit
+    from unlearn.verification import Shadows as Shadows
     from unlearn.verification import Verdict as Verdict
+    from unlearn.verification import membership_audit as membership_audit
     from unlearn.verification import verify as verify
     from unlearn.verification.evidence import evidence as evidence
 
@@ -146,8 +149,11 @@ _ROOMS = {
     ),
     "unlearn.verification": (
         "Evidence",
+        "MembershipAudit",
+        "Shadows",
         "Verdict",
         "evidence",
+        "membership_audit",
         "verify",
     ),
 }

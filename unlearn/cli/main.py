@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from unlearn.cli.audit import audit
 from unlearn.cli.benchmark import benchmark
 from unlearn.cli.checkpoint import checkpoint
 from unlearn.cli.detect import detect
@@ -41,7 +42,7 @@ def cli() -> None:
     """
 
 
-for command in (recipe, train, detect, explain, review, repair, verify, checkpoint, request, benchmark):
+for command in (recipe, train, detect, explain, review, repair, verify, audit, checkpoint, request, benchmark):
     cli.add_command(command)
 
 for command in (process, approve, refuse, rollback, purge, certificate):

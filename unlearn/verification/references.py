@@ -129,7 +129,7 @@ def train_references(
         epochs = None if own or record is None else retrain_epochs(record, data)
         tell(Price(len(missing), len(seeds) - len(missing), epochs, several))
     plain = None if record is None else replace(record, snapshots=dict(record.snapshots))
-    for seed, made in each_seed(_Retrain(model, data, plain, train), missing, several, "retrains"):
+    for seed, made in each_seed(Retrain(model, data, plain, train), missing, several, "retrains"):
         found[seed] = stores[seed].keep(_name(seed), made)
     models = {seed: kept for seed, kept in found.items() if kept is not None}
     independent = tuple(models[seed] for seed in seeds if seed is not None)
@@ -188,7 +188,7 @@ def _name(seed: int | None) -> str:
 
 
 @dataclass(frozen=True)
-class _Retrain:
+class Retrain:
     """The coupled retrain for None, an independent one for a seed; may be sent to another process."""
 
     model: nn.Module
@@ -197,6 +197,7 @@ class _Retrain:
     train: Train | None
 
     def __call__(self, seed: int | None) -> nn.Module:
+        """Return the retrain of a seed."""
         if seed is not None and self.train is not None:
             return self.train(self.data, seed)
         if self.record is None:
