@@ -1,6 +1,7 @@
-"""Membership audits, and evidence beside verdicts: ``python -m benchmarks.membership [--folder DIR] [CASE ...]``.
+"""Membership audits, and evidence beside verdicts: ``python -m benchmarks.membership [CASE ...]``.
 
-Cases as in ``CASES``; all by default. With a folder, finished shadow models are kept there.
+Cases as in ``CASES``; all by default. ``--recipe`` names another recipe than mnist5k-remove; with ``--folder`` finished
+shadow models are kept there.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from unlearn.verification.shadows import Shadows, train_shadows
 from unlearn.verification.signals import Signals, read_signals
 
 SEED = 0
-NEVER_SAW = 6
-SHADOWS = 12
-UNLEARNED = 8
+NEVER_SAW = 4
+SHADOWS = 8
+UNLEARNED = 4
 REFERENCES = 5
 
 
@@ -71,7 +72,7 @@ class Case:
 
 
 CASES = {
-    "detected": Case("mnist5k-remove, rows as detected", as_detected, 3.0, UNLEARNED),
+    "detected": Case("rows as detected", as_detected, 3.0, UNLEARNED),
     "flipped": Case("20 random mislabelled rows", flipped, 1.0, UNLEARNED),
     "memorised": Case("the 20 rows of the largest self-influence", memorised, 1.0, 0),
     "random": Case("20 random rows", random, 1.0, 0),
@@ -95,9 +96,9 @@ def models_of(setting: Setting, changes: Changes, edit: Edit) -> dict[str, nn.Mo
     return {"unedited": model, "edited": edit.model, **rivals}
 
 
-def audit_case(name: str, case: Case, folder: str | None) -> None:
+def audit_case(recipe: str, name: str, case: Case, folder: str | None) -> None:
     """Print the audits of one case, and evidence beside verdicts."""
-    setting = Setting.of("mnist5k-remove", SEED)
+    setting = Setting.of(recipe, SEED)
     model, record, _ = setting.trained
     changes = case.changes(setting)
     edit = apply_changes(model, setting.data, changes, record=record, budget=case.budget)
@@ -254,17 +255,19 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], default=[])
     parser.add_argument("--folder")
+    parser.add_argument("--recipe", default="mnist5k-remove")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    print("# python -m benchmarks.membership\n")
+    options = "" if asked.recipe == "mnist5k-remove" else f" --recipe {asked.recipe}"
+    print(f"# python -m benchmarks.membership{options}{''.join(f' {case}' for case in asked.cases)}\n")
     print(
-        f"{threads()}; mnist5k-remove, 10 % of the training labels flipped, seed {SEED}. True positive rates at 1 % "
+        f"{threads()}; {asked.recipe}, 10 % of the training labels flipped, seed {SEED}. True positive rates at 1 % "
         "false positives in percent, with 95 % Clopper-Pearson intervals that take rows as independent. The most "
         "memorised rows are the quarter with the largest gap of phi between models with and without them. Flagged "
         "(remembered, over-forgotten): rows that stand out on either side at 5 % false discoveries."
     )
     for name in asked.cases or CASES:
-        audit_case(name, CASES[name], asked.folder)
+        audit_case(asked.recipe, name, CASES[name], asked.folder)
         sys.stdout.flush()
 
 

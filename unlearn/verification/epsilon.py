@@ -75,7 +75,7 @@ def epsilons(unlearned: Floats, never: Floats, *, delta: float = 0.0) -> Epsilon
     >>> round(apart.values[0], 4) == round(apart.cap, 4) == round(math.log(3), 4)
     True
     >>> mixed = epsilons(np.array([[5.0], [6.0], [2.5], [8.0]]), np.array([[1.0], [2.0], [3.0], [4.0]]))
-    >>> round(mixed.values[0], 4)                                 # FPR and FNR of 1/4: log(3/4) - log(1/4)
+    >>> round(float(mixed.values[0]), 4)                                 # FPR and FNR of 1/4: log(3/4) - log(1/4)
     1.0986
     """
     if unlearned.ndim != 2 or never.ndim != 2 or unlearned.shape[1:] != never.shape[1:]:
@@ -84,9 +84,9 @@ def epsilons(unlearned: Floats, never: Floats, *, delta: float = 0.0) -> Epsilon
         raise InputError(f"{len(unlearned)} and {len(never)} models show no epsilon; give at least two of each kind")
     if not 0 <= delta < 0.5:
         raise InputError(f"delta is {delta}; give a number from 0 to below 1/2")
-    cap = _epsilon(np.array([1 / len(never)]), np.array([1 / len(unlearned)]), delta)
-    found = [_of_row(unlearned[:, i], never[:, i], delta) for i in range(never.shape[1])]
-    return Epsilons(np.minimum(found, cap), (len(unlearned), len(never)), cap, delta)
+    by_errors = _by_errors(len(never), len(unlearned), delta)
+    cap = float(by_errors[1, 1])
+    return Epsilons(np.minimum(_largest(unlearned, never, by_errors), cap), (len(unlearned), len(never)), cap, delta)
 
 
 def epsilon_by_chance(unlearned: Floats, never: Floats, *, delta: float = 0.0, draws: int = 10, seed: int = 0) -> float:
@@ -100,25 +100,32 @@ def epsilon_by_chance(unlearned: Floats, never: Floats, *, delta: float = 0.0, d
     return float(np.mean(medians))
 
 
-def _of_row(unlearned: Floats, never: Floats, delta: float) -> float:
-    # i, j thresholds; intervals reach from the i-th to below the j-th
-    edges = np.unique(np.concatenate([unlearned, never]))
-    inside = [
-        np.concatenate([np.searchsorted(np.sort(values), edges, "left"), [len(values)]]) / len(values)
-        for values in (never, unlearned)
-    ]
-    first, last = np.triu_indices(len(edges) + 1, 1)
-    share_never, share_unlearned = (cumulated[last] - cumulated[first] for cumulated in inside)
-    fpr = np.concatenate([share_never, 1 - share_never])
-    fnr = np.concatenate([1 - share_unlearned, share_unlearned])
-    none = 1e-12
-    if ((fpr < none) & (fnr < none)).any():
-        return math.inf
-    both = (fpr > none) & (fnr > none)
-    return _epsilon(fpr[both], fnr[both], delta) if both.any() else 0.0
+def _largest(unlearned: Floats, never: Floats, by_errors: Floats) -> Floats:
+    """Return the largest epsilon over all intervals and their complements, (n,)."""
+    pooled = np.concatenate([never, unlearned])
+    order = np.argsort(pooled, axis=0, kind="stable")
+    # an interval may begin and end only between different values; at other edges the last count stands
+    ordered = np.take_along_axis(pooled, order, 0)
+    edge = np.ones((len(pooled) + 1, pooled.shape[1]), dtype=bool)
+    edge[1:-1] = ordered[1:] != ordered[:-1]
+    below_never, below_unlearned = (
+        np.maximum.accumulate(np.where(edge, np.pad(np.cumsum(kind, 0), ((1, 0), (0, 0))), 0), axis=0)
+        for kind in (order < len(never), order >= len(never))
+    )
+    first, last = np.triu_indices(len(pooled) + 1, 1)
+    inside_never, inside_unlearned = (below[last] - below[first] for below in (below_never, below_unlearned))
+    inside = by_errors[inside_never, len(unlearned) - inside_unlearned]
+    outside = by_errors[len(never) - inside_never, inside_unlearned]
+    found: Floats = np.maximum(inside, outside).max(0)
+    return found
 
 
-def _epsilon(fpr: Floats, fnr: Floats, delta: float) -> float:
+def _by_errors(never: int, unlearned: int, delta: float) -> Floats:
+    """Return epsilon by the numbers of false positives (of ``never``) and false negatives (of ``unlearned``)."""
+    fpr, fnr = np.meshgrid(np.arange(never + 1) / never, np.arange(unlearned + 1) / unlearned, indexing="ij")
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = np.log(np.maximum(1 - delta - np.stack([fpr, fnr]), 0) / np.stack([fnr, fpr]))
-    return max(0.0, float(found.max()))
+        both = np.log(np.maximum(1 - delta - np.stack([fpr, fnr]), 0) / np.stack([fnr, fpr]))
+    found: Floats = np.maximum(both.max(0), 0)
+    found[(fpr == 0) | (fnr == 0)] = 0
+    found[0, 0] = math.inf
+    return found
