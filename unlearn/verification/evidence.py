@@ -135,7 +135,7 @@ def evidence(
     if test is not None:
         groups["held-out"] = test
     before = {name: predict(edit.original, rows).double() for name, rows in groups.items()}
-    after = {name: predict(edit.model, rows).double() for name, rows in groups.items()}
+    after = {name: predict(edit.comparable, rows).double() for name, rows in groups.items()}
     step = predicted_step(
         edit.original, data, changes, damped.curvature, task=task, weight_decay=decay, damping=damped.damping
     )
@@ -145,8 +145,8 @@ def evidence(
     ]
 
     sample = None if test is None else matched_rows(test, kinds, seed)
-    curvatures = {"unedited": damped.curvature, "edited": fit_curvature(edit.model, fit_rows, task=task)}
-    models = {"unedited": edit.original, "edited": edit.model}
+    curvatures = {"unedited": damped.curvature, "edited": fit_curvature(edit.comparable, fit_rows, task=task)}
+    models = {"unedited": edit.original, "edited": edit.comparable}
     influence = {
         name: self_influence(model, changed, curvature=curvatures[name], **options).values
         for name, model in models.items()

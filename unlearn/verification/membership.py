@@ -34,6 +34,7 @@ FPR = 0.01
 FALSE_DISCOVERIES = 0.05
 MEMORISED_SHARE = 0.25
 FEWEST_MEMORISED = 5
+REPEATABLE = ("newton", "rewind-newton-replay")
 
 
 def membership_audit(
@@ -96,13 +97,13 @@ def membership_audit(
             raise InputError(
                 f"shadows is {shadows}; give at least {2 * FEWEST}: {FEWEST} with the rows, {FEWEST} without"
             )
-        edit = edit_or_model if isinstance(edit_or_model, Edit) else None
-        if unlearned is None:
-            unlearned = shadows // 2 if edit is not None and record is not None and record.order is not None else 0
-        if repair is None and edit is not None:
+        name = "" if repair is None else f"{repair.__module__}.{getattr(repair, '__qualname__', type(repair))}"
+        if repair is None and isinstance(edit_or_model, Edit) and edit_or_model.method in REPEATABLE:
+            edit = edit_or_model
             repair, name = same_edit(edit), f"{edit.method} {edit.budget} {edit.layers}"
-        else:
-            name = "" if repair is None else f"{repair.__module__}.{getattr(repair, '__qualname__', type(repair))}"
+        if unlearned is None:
+            repeatable = repair is not None and record is not None and record.order is not None
+            unlearned = shadows // 2 if repeatable else 0
         shadows = train_shadows(
             original,
             rows,
@@ -181,7 +182,7 @@ def _subject(
                 "all see them, so give changed rows only"
             )
         rows = edit.data if data is None else as_rows(data)
-        return edit.model, edit.original, rows, edit.changes, edit.record if record is None else record
+        return edit.comparable, edit.original, rows, edit.changes, edit.record if record is None else record
     if data is None or ids is None:
         raise InputError("a model alone does not say what it was trained on: pass data and ids, or an edit")
     rows, changes = as_rows(data), removal(ids)
