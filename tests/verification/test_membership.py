@@ -268,6 +268,8 @@ def test_bad_input(trained: Trained) -> None:
         unlearn.membership_audit(edit, shadows=trained.shadows, tolerance=1)
     with pytest.raises(InputError, match="fpr is 0; give a false positive rate"):
         unlearn.membership_audit(edit, shadows=trained.shadows, fpr=0)
+    with pytest.raises(InputError, match="an edit of the kind 'gif-kfac' can not be repeated here"):
+        same_edit(replace(edit, method="gif-kfac"))
     numbers = Rows.from_tensors(torch.zeros(3, 1), torch.zeros(3))
     with pytest.raises(InputError, match="the audit compares class probabilities, and data has none"):
         unlearn.membership_audit(model, numbers, ["1"], shadows=trained.shadows)

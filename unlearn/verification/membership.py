@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from unlearn.data import Rows, as_rows
 from unlearn.errors import InputError, some
 from unlearn.repair import Changes, Edit, apply_changes
 from unlearn.repair.changes import removal
+from unlearn.repair.method import Method
 from unlearn.training import TrainingRecord
 from unlearn.verification.attack_rates import rates
 from unlearn.verification.attacks import Read, Scored, scored_attacks
@@ -34,7 +35,12 @@ FPR = 0.01
 FALSE_DISCOVERIES = 0.05
 MEMORISED_SHARE = 0.25
 FEWEST_MEMORISED = 5
-REPEATABLE = ("newton", "rewind-newton-replay")
+REPEATABLE: Mapping[str, Method] = {
+    "newton": "newton",
+    "rewind-newton-replay": "newton",
+    "unrolled": "unrolled",
+    "rewind-unrolled-replay": "unrolled",
+}
 
 
 def membership_audit(
@@ -155,18 +161,34 @@ _KINDS = ("never", "learned", "unlearned")
 class _SameEdit:
     """The repair by which an edit was made, on another model of the same training."""
 
-    def __init__(self, budget: float, layers: tuple[str, ...] | None) -> None:
-        self.budget, self.layers = budget, layers
+    def __init__(self, method: Method, budget: float, layers: tuple[str, ...] | None) -> None:
+        self.method, self.budget, self.layers = method, budget, layers
 
     def __call__(self, model: nn.Module, data: Rows, changes: Changes, record: TrainingRecord) -> nn.Module:
         return apply_changes(
-            model, data, changes, record=record, budget=self.budget, layers=self.layers, allow_empty_class=True
+            model,
+            data,
+            changes,
+            record=record,
+            method=self.method,
+            budget=self.budget,
+            layers=self.layers,
+            allow_empty_class=True,
         ).model
 
 
 def same_edit(edit: Edit) -> Repair:
-    """Return the repair that makes the same edit, with the same budget, on another model of the same training."""
-    return _SameEdit(edit.budget, edit.layers)
+    """Return the repair that makes the same edit, with the same budget, on another model of the same training.
+
+    Raises:
+        InputError: the edit was not made by :func:`unlearn.remove` or :func:`unlearn.relabel`.
+    """
+    if edit.method not in REPEATABLE:
+        raise InputError(
+            f"an edit of the kind {edit.method!r} can not be repeated here (known: {', '.join(REPEATABLE)}); "
+            "pass repair="
+        )
+    return _SameEdit(REPEATABLE[edit.method], edit.budget, edit.layers)
 
 
 def _subject(
