@@ -12,13 +12,13 @@ from torch import nn
 
 import unlearn
 from unlearn.data import Rows
-from unlearn.errors import InputError, RecordError
+from unlearn.errors import CheckpointError, InputError, RecordError, RowNotFoundError
 from unlearn.models import build_model
 from unlearn.predict import predict
 from unlearn.repair import Changes, Cost, Edit
 from unlearn.tasks import phi
 from unlearn.training import TrainingRecord, TrainSettings
-from unlearn.verification import verify
+from unlearn.verification import compare_models, verify
 from unlearn.verification.references import References, train_references
 
 K = 5
@@ -98,7 +98,10 @@ def test_measures_hold_all_groups_models_and_rivals(case: Case) -> None:
     got = {(row["group"], row["measure"], row["model"]) for row in verdict.measures}
     models = ("unedited", "edited", "fine-tuned", "replayed")
     for group in ("changed", "kept", "test"):
-        for measure in ("phi_error", "kl", "agreement", "change_cosine", "accuracy"):
+        for measure in (
+            "phi_error", "kl", "jensen_shannon", "agreement", "change_cosine", "cka", "accuracy", "loss", "phi",
+            "calibration",
+        ):  # fmt: skip
             assert {(group, measure, name) for name in models} <= got
         assert {(group, "accuracy", name) for name in ("coupled", "independent")} <= got
     by = {(row["group"], row["measure"], row["model"]): row for row in verdict.measures}
@@ -141,7 +144,10 @@ def test_without_independent_retrains_it_is_undecided(case: Case) -> None:
     assert {row["reference"] for row in verdict.measures} == {"coupled", "labels"}
     assert all(row["floor"] is None for row in verdict.measures)
     foreign = replace(as_edit(case, case[4]), record=None)
-    assert verify(foreign, test=holdout(), references=0).outcome == "undecided"
+    unknown = verify(foreign, test=holdout(), references=0)
+    assert unknown.outcome == "undecided"
+    assert unknown.notes == ("foreign weights have no training record, so there is no coupled retrain",)
+    assert unknown.cost == {"edit": 0.0, "retrain": None, "ratio": None}
     with pytest.raises(RecordError, match=r"pass train=\(data, seed\) -> model"):
         verify(foreign, test=holdout(), references=3)
 
@@ -186,3 +192,78 @@ def test_tasks_without_classes_are_refused() -> None:
     edit = unlearn.remove(nn.Linear(4, 1), rows, ["0"], damping=0.1, weight_decay=0.1, task="regression")
     with pytest.raises(InputError, match="compares class probabilities, and data has none"):
         verify(edit, test=rows, references=0)
+
+
+def test_one_reference_is_undecided(case: Case) -> None:
+    references = replace(case[3], independent=case[3].independent[:1])
+    verdict = verify(as_edit(case, case[0]), test=holdout(), references=references)
+    assert (verdict.outcome, verdict.exit_code) == ("undecided", 3)
+    assert "one reference has no spread" in verdict.reason
+
+
+def test_every_row_stands_beside_the_retrains_and_flipped_ones_are_remembered(case: Case) -> None:
+    model, rows, _, references, retrain = case
+    verdict = verify(as_edit(case, model), test=holdout(), references=references)
+    assert {name: len(table) for name, table in verdict.rows.items()} == {
+        "changed": FLIPPED, "kept": COUNT - FLIPPED, "test": 359
+    }  # fmt: skip
+    assert set(verdict.rows["changed"].ids) == set(right(rows).ids)
+    assert len(verdict.remembered) > 0.8 * FLIPPED
+    first = verdict.remembered[0]
+    assert first["label"] == int(rows.labels[rows.ids.index(first["id"])])  # the old one
+    assert first["phi_edited"] > first["phi_retrained"] + 2 * first["spread"]
+    forgotten = verify(as_edit(case, retrain), test=holdout(), references=references)
+    assert len(forgotten.remembered) < 0.2 * FLIPPED
+    assert verdict.from_dict(json.loads(verdict.to_json())) == verdict
+
+
+def test_classes_named_groups_weights_and_cost(case: Case) -> None:
+    model, rows, _, references, retrain = case
+    test = holdout()
+    named = dict.fromkeys(test.ids[:50], "first") | {rows.ids[0]: "second"}
+    edit = replace(as_edit(case, retrain), cost=Cost(replay=5.0))
+    verdict = verify(edit, test=test, references=references, groups=named)
+    assert {(row["group"], row["part"]) for row in verdict.subgroups if row["kind"] == "named"} >= {("test", "first")}
+    first = next(row for row in verdict.subgroups if row["part"] == "first")
+    wanted = float((predict(retrain, test.at(torch.arange(50))).argmax(1) == test.labels[:50]).float().mean())
+    assert first["edited"] == pytest.approx(wanted)
+    assert {row["part"] for row in verdict.subgroups if row["group"] == "test" and row["kind"] == "class"} == {
+        str(c) for c in range(10)
+    }
+    weights = {row["model"]: row for row in verdict.weights}
+    flat = [torch.cat([p.detach().flatten().double() for p in m.parameters()]) for m in (model, references.coupled)]
+    assert weights["unedited"]["value"] == pytest.approx(float((flat[0] - flat[1]).norm()))
+    assert verdict.cost == pytest.approx({"edit": 5.0, "retrain": 25.0, "ratio": 0.2})
+    with pytest.raises(RowNotFoundError, match="neither training nor test rows: 'nobody'"):
+        verify(edit, test=test, references=references, groups={"nobody": "first"})
+
+
+def test_the_models_of_any_training_are_compared_as_retrains_are(case: Case, tmp_path: Path) -> None:
+    """With the same models on the same rows r is that of the verdict; files and modules may be mixed."""
+    _, rows, _, references, retrain = case
+    test = holdout()
+    others = list(references.independent)
+    unlearn.save_checkpoint(tmp_path / "a.safetensors", retrain)
+    unlearn.save_checkpoint(tmp_path / "b.safetensors", others[0])
+    mixed = [tmp_path / "b.safetensors", *others[1:]]
+    architecture = build_model("mlp", inputs=64, classes=10, widths=[32])
+    found = compare_models(tmp_path / "a.safetensors", mixed, test, architecture=architecture)
+    by_edit = verify(as_edit(case, retrain), test=test, references=references).table[2]
+    assert found.outcome == "pass"
+    row = found.table[0]
+    assert (row["group"], row["r"], row["rows"], row["references"]) == ("given", by_edit["r"], 359, K)
+    assert row["unedited_r"] is None
+    assert "not needed" not in found.reason
+    flipped = rows.only(right(rows).ids)
+    assert compare_models(case[0], others, flipped).outcome == "fail"
+    one = compare_models(case[0], others[:1], flipped)
+    assert (one.outcome, one.exit_code) == ("undecided", 3)
+    kl = next(row for row in one.measures if (row["measure"], row["model"]) == ("kl", "edited"))
+    assert kl["value"] > 0
+    assert kl["floor"] is None
+    with pytest.raises(CheckpointError, match="does not say how to build its model"):
+        compare_models(tmp_path / "a.safetensors", mixed, test)
+    with pytest.raises(InputError, match="no model to compare with"):
+        compare_models(retrain, [], test)
+    with pytest.raises(InputError, match="has none"):
+        compare_models(nn.Linear(4, 1), others, (torch.eye(4), torch.rand(4)))

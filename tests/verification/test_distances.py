@@ -3,10 +3,25 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import jensenshannon
+from scipy.special import log_softmax
 
 from unlearn import tasks
 from unlearn.errors import InputError
-from unlearn.verification.distances import Group, accuracy, agreement, change_cosine, kl, measure, phi_error
+from unlearn.verification.distances import (
+    accuracy,
+    agreement,
+    calibration_error,
+    change_cosine,
+    jensen_shannon,
+    kl,
+    linear_cka,
+    loss,
+    mean_phi,
+    phi_error,
+    weight_distance,
+)
+from unlearn.verification.measures import Compared, Group, measure, measure_weights
 
 DRAW = torch.Generator().manual_seed(3)
 A, B, C, D = (torch.randn(6, 4, generator=DRAW, dtype=torch.float64) for _ in range(4))
@@ -16,8 +31,12 @@ ROW_CONSTANTS = 10 * torch.randn(6, 1, generator=DRAW, dtype=torch.float64)
 MEASURES = {
     "phi_error": lambda a, b: phi_error(a, b, LABELS),
     "kl": kl,
+    "jensen_shannon": jensen_shannon,
     "agreement": agreement,
     "accuracy": lambda a, b: accuracy(a, LABELS),
+    "loss": lambda a, b: loss(a, LABELS),
+    "phi": lambda a, b: mean_phi(a, LABELS),
+    "calibration": lambda a, b: calibration_error(a, LABELS),
     "change_cosine": lambda a, b: change_cosine(C, a, b),
 }
 
@@ -65,6 +84,83 @@ def test_cosine_is_over_the_whole_group_and_centred():
 def test_no_change_has_cosine_zero():
     assert change_cosine(A, A, B) == 0.0
     assert change_cosine(A, B, A) == 0.0
+
+
+def test_jensen_shannon_is_scipys_squared_distance():
+    p, q = A.softmax(1).numpy(), B.softmax(1).numpy()
+    assert jensen_shannon(A, B) == pytest.approx(float((jensenshannon(p, q, axis=1) ** 2).mean()), rel=1e-12)
+    assert jensen_shannon(A, B) == pytest.approx(jensen_shannon(B, A), rel=1e-12)
+    far = torch.tensor([[800.0, 0.0], [0.0, 800.0]])
+    assert jensen_shannon(far, far.flip(1)) == pytest.approx(math.log(2))  # no 0 times infinity
+
+
+def test_loss_and_phi_are_those_of_scipys_probabilities():
+    log_p = log_softmax(A.numpy(), axis=1)
+    given = log_p[np.arange(6), LABELS.numpy()]
+    assert loss(A, LABELS) == pytest.approx(-given.mean(), rel=1e-12)
+    assert mean_phi(A, LABELS) == pytest.approx((given - np.log1p(-np.exp(given))).mean(), rel=1e-9)
+
+
+def test_calibration_error_by_a_loop_over_bins():
+    z = torch.randn(500, 5, generator=DRAW, dtype=torch.float64) * 2
+    labels = torch.randint(5, (500,), generator=DRAW)
+    p = z.softmax(1).numpy()
+    confidence, right = p.max(1), p.argmax(1) == labels.numpy()
+    by_hand = 0.0
+    for low in range(10):
+        here = (confidence > low / 10) & (confidence <= (low + 1) / 10)
+        if here.any():  # weighted by the rows of the bin; a plain mean over bins would be another number
+            by_hand += here.mean() * abs(right[here].mean() - confidence[here].mean())
+    assert calibration_error(z, labels, bins=10) == pytest.approx(by_hand, rel=1e-9)
+    sure = torch.tensor([[50.0, 0.0]] * 4)
+    assert calibration_error(sure, torch.tensor([0, 0, 0, 1])) == pytest.approx(0.25)
+
+
+def cka_by_kernels(x, y):
+    """1905.00414, eq. 3: centred kernels, HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))."""
+    n = len(x)
+    centre = np.eye(n) - 1 / n
+
+    def hsic(k, l):  # noqa: E741
+        return np.trace(k @ centre @ l @ centre) / (n - 1) ** 2
+
+    k, l = x @ x.T, y @ y.T  # noqa: E741
+    return hsic(k, l) / math.sqrt(hsic(k, k) * hsic(l, l))
+
+
+@pytest.mark.parametrize("shape", [(30, 4, 7), (5, 12, 9)], ids=["more rows", "more columns"])
+def test_cka_is_the_alignment_of_centred_kernels(shape):
+    n, i, j = shape
+    x = torch.randn(n, i, generator=DRAW, dtype=torch.float64) + 3  # without centring the constant would dominate
+    y = x @ torch.randn(i, j, generator=DRAW, dtype=torch.float64) + torch.randn(n, j, generator=DRAW) - 5
+    assert linear_cka(x, y) == pytest.approx(cka_by_kernels(x.numpy(), y.numpy()), rel=1e-9)
+    rotation = torch.linalg.qr(torch.randn(i, i, generator=DRAW, dtype=torch.float64))[0]
+    assert linear_cka(x, -2 * x @ rotation + 1) == pytest.approx(1)
+    assert linear_cka(x, torch.ones(n, j)) == 0
+    with pytest.raises(InputError, match="compute both on the same rows"):
+        linear_cka(x, y[1:])
+
+
+def test_weights_are_one_long_vector():
+    a, b = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    flat = [torch.cat([p.detach().flatten().double() for p in m.parameters()]) for m in (a, b)]
+    weights = [dict(m.named_parameters()) for m in (a, b)]
+    assert weight_distance(*weights) == pytest.approx(float((flat[0] - flat[1]).norm()))
+    with pytest.raises(InputError, match="other parameters"):
+        weight_distance(weights[0], dict(torch.nn.Linear(3, 3).named_parameters()))
+
+
+def test_activations_and_weights_stand_beside_their_floor():
+    wide = Compared(A, B, None, [C, D, A + B])
+    rows = rows_of(Group("test", LABELS, LABELS, A, B, C, [D], activations=wide))
+    floor = np.mean([linear_cka(C, D), linear_cka(C, A + B), linear_cka(D, A + B)])
+    assert rows["cka", "edited"]["floor"] == pytest.approx(floor)
+    assert rows["cka", "unedited"]["value"] == pytest.approx(np.mean([linear_cka(B, z) for z in wide.independent]))
+    found = {row["model"]: row for row in measure_weights(wide.map(lambda z: {"w": z}))}
+    assert found["edited"]["value"] == pytest.approx(np.mean([float((A - z).norm()) for z in wide.independent]))
+    assert found["edited"]["floor"] == pytest.approx(
+        np.mean([float((a - b).norm()) for a, b in [(C, D), (C, A + B), (D, A + B)]])
+    )
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -137,8 +233,41 @@ def test_measure_sets_each_model_against_the_coupled_retrain_and_the_floor():
 
     assert rows["accuracy", "independent"]["value"] == pytest.approx(np.mean([accuracy(z, LABELS) for z in retrains]))
     assert rows["accuracy", "coupled"]["value"] == accuracy(A, LABELS)
-    assert rows["accuracy", "edited"]["floor"] is rows["accuracy", "edited"]["ratio"] is None
-    assert len(rows) == 4 * 3 + 5
+
+    row = rows["accuracy", "edited"]
+    by_itself = [accuracy(z, LABELS) for z in retrains]
+    assert row["floor"] == pytest.approx(np.mean([abs(a - b) for k, a in enumerate(by_itself) for b in by_itself[:k]]))
+    assert row["ratio"] == pytest.approx(abs(accuracy(D, LABELS) - accuracy(A * 0.5, LABELS)) / row["floor"])
+    assert len(rows) == 3 * 5 + 5 * 4
+
+
+def test_mean_and_spread_are_over_the_independent_retrains():
+    """Also where the value is the distance to the coupled one."""
+    retrains = [A, B, C]
+    rows = rows_of(Group("changed", LABELS, LABELS, A + 1, D, A * 0.5, retrains))
+    row = rows["kl", "edited"]
+    each = [kl(z, D) for z in retrains]
+    assert row["value"] == pytest.approx(kl(A * 0.5, D))
+    assert (row["independent"], row["spread"]) == pytest.approx((np.mean(each), np.std(each, ddof=1)))
+    each = [phi_error(z, D, LABELS) for z in retrains]
+    row = rows["phi_error", "edited"]
+    assert (row["independent"], row["spread"]) == pytest.approx(
+        (np.sqrt(np.mean(np.square(each))), np.std(each, ddof=1))
+    )
+    each = [loss(z, LABELS) for z in retrains]
+    row = rows["loss", "edited"]
+    assert (row["independent"], row["spread"]) == pytest.approx((np.mean(each), np.std(each, ddof=1)))
+    assert row["value"] == pytest.approx(loss(D, LABELS))
+    alone = rows_of(Group("changed", LABELS, LABELS, A + 1, D, None, [A]))["kl", "edited"]
+    assert alone["value"] == alone["independent"]
+    assert alone["spread"] is alone["floor"] is None
+
+
+def test_without_a_model_before_there_is_no_change():
+    rows = rows_of(Group("given", LABELS, LABELS, None, A, None, [B, C]))
+    assert {model for _, model in rows} == {"edited", "independent"}
+    assert "change_cosine" not in {name for name, _ in rows}
+    assert rows["kl", "edited"]["value"] == pytest.approx((kl(B, A) + kl(C, A)) / 2)
 
 
 def test_without_a_coupled_retrain_distances_are_to_the_independent_ones():
@@ -153,7 +282,9 @@ def test_without_a_coupled_retrain_distances_are_to_the_independent_ones():
 def test_fewer_than_two_retrains_give_no_floor():
     rows = rows_of(Group("test", LABELS, LABELS, A, B, C, [D]))
     assert rows["kl", "edited"]["floor"] is rows["kl", "edited"]["ratio"] is None
-    assert {name for name, _ in rows_of(Group("test", LABELS, LABELS, A, B))} == {"accuracy"}
+    assert {name for name, _ in rows_of(Group("test", LABELS, LABELS, A, B))} == {
+        "accuracy", "loss", "phi", "calibration"
+    }  # fmt: skip
 
 
 def test_a_floor_of_zero_gives_no_ratio():

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from unlearn.errors import InputError
-from unlearn.verification.verdict import GroupPhi, Verdict, _Ratio, _t95, decide
+from unlearn.verification.ratio import Ratio, ratios_of, t95
+from unlearn.verification.verdict import GroupPhi, Verdict, decide
 
 NORMAL = np.random.default_rng(11).normal(size=(12, 400))
 AT_TOLERANCE = math.sqrt(2 * 1.5**2 - 1)  # distance from the references' mean, in standard deviations, for r = 1.5
@@ -45,6 +46,23 @@ def test_bounds_are_the_jackknife_where_rows_are_one():
     assert row["lower"] == pytest.approx(row["r"] * math.exp(-width), rel=1e-5)
 
 
+def test_bounds_are_the_bootstrap_where_references_are_alike():
+    """Each row a copy of one difference pattern: no reference stands out, so that the rows alone decide."""
+    weights = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    references = np.outer([1.0, -1.0, 1.0, -1.0], np.ones(6)) + 1e-9 * NORMAL[:4, :6]
+    edited = weights + 3
+    a = (edited[None] - references) ** 2
+    logs = []
+    rng = np.random.default_rng(5)
+    for _ in range(4000):
+        rows = rng.integers(6, size=6)
+        logs.append(0.5 * math.log(a[:, rows].mean()))
+    found = ratios_of("g", edited[None], references, 0, 4000)[0]
+    assert found.s_rows == pytest.approx(np.std(logs) * math.sqrt(6 / 5), rel=0.05)
+    width = math.hypot(stats.t.ppf(0.95, 3) * found.s_references, stats.t.ppf(0.95, 5) * found.s_rows)
+    assert found.upper == pytest.approx(found.r * math.exp(width))
+
+
 def test_few_rows_and_few_references_widen_the_bounds():
     def width(references, rows):
         row = only(decide({"test": group(NORMAL[0], references, rows)}))
@@ -56,7 +74,7 @@ def test_few_rows_and_few_references_widen_the_bounds():
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 6, 7, 10, 30, 1000])
 def test_quantiles_of_t(freedom):
-    assert _t95(freedom) == pytest.approx(stats.t.ppf(0.95, freedom), abs=1e-3)
+    assert t95(freedom) == pytest.approx(stats.t.ppf(0.95, freedom), abs=1e-3)
 
 
 def test_an_independent_retrain_passes():
@@ -121,8 +139,8 @@ def test_one_changed_row_works():
 
 def test_undecided_says_how_many_more_references():
     # t(K - 1) 0.3 sqrt(3 / K) falls below log 1.5 = 0.405 at K = 7: 0.427 for 6, 0.382 for 7
-    assert _Ratio(1.0, references=3, s_references=0.3, s_rows=0.0).more_references(1.5) == 4
-    assert _Ratio(1.0, references=3, s_references=0.3, s_rows=0.5).more_references(1.5) is None
+    assert Ratio(1.0, references=3, s_references=0.3, s_rows=0.0, rows=20).more_references(1.5) == 4
+    assert Ratio(1.0, references=3, s_references=0.3, s_rows=0.5, rows=20).more_references(1.5) is None
     verdict = decide({"test": GroupPhi([0.7], [9.0], [[-1.0], [0.0], [1.0]])})
     assert verdict.outcome == "undecided"
     assert re.search(r"about \d+ more references? would decide$", verdict.reason)

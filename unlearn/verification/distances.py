@@ -1,27 +1,26 @@
-"""Distances between models, computed from their logits on the same rows; nothing here runs a model.
+"""Distances between models, computed from what they put out on the same rows; nothing here runs a model.
 
 Logits are tensors or arrays of shape (rows, classes), read as float64. They are defined up to a constant per row, and
-every measure is blind to it. A distance means nothing without its floor, the same measure between independent
-retrains (math.md, sections 0 and 3), so :func:`measure` puts the two side by side.
+every measure of them is blind to it. A distance means nothing without its floor, the same measure between independent
+retrains (math.md, sections 0 and 3): :mod:`unlearn.verification.measures` puts the two side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations, permutations
+import math
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from unlearn import tasks
 from unlearn.errors import InputError
 
 Array: TypeAlias = Tensor | npt.NDArray[Any]
-_Distance: TypeAlias = Callable[[Tensor, Tensor], float]
 
 
 def phi_error(a: Array, b: Array, labels: Array) -> float:
@@ -40,7 +39,7 @@ def phi_error(a: Array, b: Array, labels: Array) -> float:
     3.5355
     """
     a, b = _same_shape(a, b)
-    labels = _labels(labels, a)
+    labels = read_labels(labels, a)
     return _root_mean_square(tasks.phi(a, labels) - tasks.phi(b, labels))
 
 
@@ -72,8 +71,99 @@ def accuracy(logits: Array, labels: Array) -> float:
     >>> accuracy(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))
     0.5
     """
-    z = _logits(logits)
-    return float((z.argmax(1) == _labels(labels, z)).double().mean())
+    z = read_logits(logits)
+    return float((z.argmax(1) == read_labels(labels, z)).double().mean())
+
+
+def loss(logits: Array, labels: Array) -> float:
+    """Mean over rows of -log p_y, in nats.
+
+    >>> round(loss(torch.tensor([[0.8, 0.2]]).log(), torch.tensor([1])), 4)        # -log 0.2
+    1.6094
+    """
+    z = read_logits(logits)
+    return float(F.cross_entropy(z, read_labels(labels, z)))
+
+
+def mean_phi(logits: Array, labels: Array) -> float:
+    """Mean over rows of phi = log p_y / (1 - p_y) (math.md, section 0).
+
+    >>> mean_phi(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
+    1.0
+    """
+    z = read_logits(logits)
+    return float(tasks.phi(z, read_labels(labels, z)).mean())
+
+
+def calibration_error(logits: Array, labels: Array, bins: int = 15) -> float:
+    """Expected calibration error: mean over rows of |accuracy - confidence| of the row's bin (1706.04599, eq. 3).
+
+    Confidence is the largest probability; the bins are of equal width, closed on the right. It is biased upwards where
+    bins hold few rows, so it is to be read beside that of retrains on the same rows.
+
+    >>> z = torch.tensor([[0.75, 0.25], [0.25, 0.75]]).log()
+    >>> round(calibration_error(z, torch.tensor([0, 0])), 4)        # right in one of two, and sure of three in four
+    0.25
+    """
+    z = read_logits(logits)
+    confidence, predicted = z.softmax(1).max(1)
+    right = (predicted == read_labels(labels, z)).double()
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, place, right - confidence)
+    return float(gaps.abs().sum()) / len(z)
+
+
+def jensen_shannon(a: Array, b: Array) -> float:
+    """Mean over rows of the Jensen-Shannon divergence, in nats: at most log 2, and symmetric.
+
+    >>> sure = torch.tensor([[0.0, -100.0]])
+    >>> round(jensen_shannon(sure, sure.flip(1)), 4)        # log 2
+    0.6931
+    """
+    a, b = _same_shape(a, b)
+    p, q = a.log_softmax(1), b.log_softmax(1)
+    middle = torch.logaddexp(p, q) - math.log(2)
+    return max(0.5 * (kl(p, middle) + kl(q, middle)), 0.0)
+
+
+def linear_cka(a: Array, b: Array) -> float:
+    """Linear centred kernel alignment of two models' activations on the same rows (1905.00414, eq. 3 and section 3).
+
+    |B'A|^2 / (|A'A| |B'B|) in Frobenius norms, columns centred: 1 for the same activations up to a rotation, a scale
+    and a constant. With fewer rows than columns it is near 1 whatever the models; its floor has the same bias.
+    Activations that do not differ between rows have no alignment; it is then 0.
+
+    Args:
+        a: (rows, columns).
+        b: (rows, other columns).
+
+    >>> a = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    >>> round(linear_cka(a, 3 * a.flip(1) + 5), 12)
+    1.0
+    """
+    x, y = (_activations(z) for z in (a, b))
+    if len(x) != len(y):
+        raise InputError(f"activations of {len(x)} and of {len(y)} rows; compute both on the same rows")
+    x, y = x - x.mean(0), y - y.mean(0)
+    if len(x) < min(x.shape[1], y.shape[1]):  # the same sums over pairs of rows
+        across, own = float((x @ x.T * (y @ y.T)).sum()), [float((z @ z.T).norm()) for z in (x, y)]
+    else:
+        across, own = float((y.T @ x).square().sum()), [float((z.T @ z).norm()) for z in (x, y)]
+    return across / (own[0] * own[1]) if own[0] * own[1] else 0.0
+
+
+def weight_distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """Euclidean distance between two models' parameters, all as one vector.
+
+    Retrains from other initial weights are far apart here though they agree in what they put out.
+
+    >>> weight_distance({"w": torch.tensor([3.0, 0.0])}, {"w": torch.tensor([0.0, 4.0])})
+    5.0
+    """
+    if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
+        raise InputError("the two models have other parameters; weights are compared within one architecture")
+    squares = [(a[name].detach().cpu().double() - b[name].detach().cpu().double()).square().sum() for name in a]
+    return math.sqrt(float(sum(squares)))
 
 
 def change_cosine(unedited: Array, edited: Array, reference: Array) -> float:
@@ -93,99 +183,6 @@ def change_cosine(unedited: Array, edited: Array, reference: Array) -> float:
     return _cosine(_centred(edited - unedited), _centred(reference - unedited))
 
 
-@dataclass(frozen=True)
-class Group:
-    """Logits of several models on one group of rows (changed, kept or test).
-
-    Attributes:
-        name: what the group is called in tables.
-        labels_for_accuracy: the labels a good model should predict, (rows,).
-        phi_labels: the labels phi is taken at: the old labels of changed rows, else the given ones.
-        unedited: logits of the model before the edit.
-        edited: logits of the model after it.
-        coupled: logits of the coupled retrain, or None where the original can not be reproduced.
-        independent: logits of independent retrains; two or more give a floor.
-        rivals: logits of other edits by name, such as fine-tuning at equal cost.
-    """
-
-    name: str
-    labels_for_accuracy: Array
-    phi_labels: Array
-    unedited: Array
-    edited: Array
-    coupled: Array | None = None
-    independent: Sequence[Array] = ()
-    rivals: Mapping[str, Array] = field(default_factory=dict)
-
-
-def measure(group: Group) -> list[dict[str, Any]]:
-    """Measure every model of a group against its retrains.
-
-    Distances are to the coupled retrain; without one, to the independent retrains together (phi error: root mean
-    square over rows and retrains; the others: mean over retrains). The floor is the same measure over all pairs of
-    independent retrains: for the phi error this is the spread of math.md section 0, for KL the mean over ordered
-    pairs, for the cosine the mean cosine between their changes.
-
-    Returns:
-        Rows with the keys ``group``, ``measure`` (phi_error, kl, agreement, change_cosine, accuracy), ``model``
-        (unedited, edited, rivals by name; for accuracy also coupled and independent, a mean), ``reference`` (coupled,
-        independent, or labels), ``value``, ``floor``, ``ratio`` (value / floor). What can not be measured is None:
-        the floor of fewer than two retrains, the ratio to a floor of 0, both for accuracy. For agreement and cosine
-        larger is nearer, and a ratio of 1 or above is as near as retrains are.
-
-    Raises:
-        InputError: logits or labels that do not fit each other.
-
-    >>> z = torch.tensor([[2.0, 0.0]])
-    >>> group = Group("test", torch.tensor([0]), torch.tensor([0]), 3 * z, z, independent=[0.5 * z, 1.5 * z])
-    >>> row = measure(group)[1]
-    >>> row["measure"], row["model"], row["value"], row["floor"], row["ratio"]
-    ('phi_error', 'edited', 1.0, 2.0, 0.5)
-    """
-    unedited = _logits(group.unedited, "unedited")
-    models = {"unedited": unedited, "edited": group.edited, **group.rivals}
-    if len(models) != 2 + len(group.rivals):
-        raise InputError("a rival is called 'unedited' or 'edited'; give it another name")
-    logits = {name: _like(z, unedited, name) for name, z in models.items()}
-    retrains = [_like(z, unedited, f"independent[{k}]") for k, z in enumerate(group.independent)]
-    coupled = [] if group.coupled is None else [_like(group.coupled, unedited, "coupled")]
-    labels, phi_labels = _labels(group.labels_for_accuracy, unedited), _labels(group.phi_labels, unedited)
-
-    def change(z: Tensor) -> Tensor:
-        return _centred(z - unedited)
-
-    distances: dict[str, tuple[_Distance, bool, bool]] = {  # of (reference, model); symmetric; pooled as squares
-        "phi_error": (lambda a, b: phi_error(a, b, phi_labels), True, True),
-        "kl": (kl, False, False),
-        "agreement": (agreement, True, False),
-        "change_cosine": (lambda a, b: _cosine(change(a), change(b)), True, False),
-    }
-    table: list[dict[str, Any]] = []
-
-    def add(measured: str, model: str, reference: str, value: float, floor: float | None) -> None:
-        ratio = value / floor if floor else None
-        keys = ("group", "measure", "model", "reference", "value", "floor", "ratio")
-        table.append(dict(zip(keys, (group.name, measured, model, reference, value, floor, ratio), strict=True)))
-
-    references, kind = (coupled, "coupled") if coupled else (retrains, "independent")
-    for name, (distance, symmetric, squares) in distances.items():
-        pairs = combinations(retrains, 2) if symmetric else permutations(retrains, 2)
-        floor = _pool([distance(a, b) for a, b in pairs], squares) if len(retrains) > 1 else None
-        for model, z in logits.items() if references else ():
-            add(name, model, kind, _pool([distance(reference, z) for reference in references], squares), floor)
-    for model, z in logits.items():
-        add("accuracy", model, "labels", accuracy(z, labels), None)
-    for model, zs in (("coupled", coupled), ("independent", retrains)):
-        if zs:
-            add("accuracy", model, "labels", _pool([accuracy(z, labels) for z in zs], squares=False), None)
-    return table
-
-
-def _pool(values: list[float], squares: bool) -> float:
-    x = torch.tensor(values, dtype=torch.float64)
-    return _root_mean_square(x) if squares else float(x.mean())
-
-
 def _root_mean_square(x: Tensor) -> float:
     return float(x.square().mean().sqrt())
 
@@ -199,7 +196,8 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return float(a @ b) / lengths if lengths else 0.0
 
 
-def _logits(z: Array, name: str = "logits") -> Tensor:
+def read_logits(z: Array, name: str = "logits") -> Tensor:
+    """Return logits as float64 on the CPU, checked."""
     if not isinstance(z, Tensor | np.ndarray):
         raise InputError(f"{name} is {type(z).__name__}; give a tensor or an array of shape (rows, classes)")
     t = torch.as_tensor(z).detach().to("cpu", torch.float64)
@@ -212,8 +210,16 @@ def _logits(z: Array, name: str = "logits") -> Tensor:
     return t
 
 
-def _like(z: Array, other: Tensor, name: str) -> Tensor:
-    t = _logits(z, name)
+def _activations(z: Array) -> Tensor:
+    t = torch.as_tensor(z).detach().to("cpu", torch.float64)
+    if t.ndim != 2 or not t.numel() or not torch.isfinite(t).all():
+        raise InputError(f"activations have shape {tuple(t.shape)}; give (rows, columns) of finite numbers")
+    return t
+
+
+def read_logits_like(z: Array, other: Tensor, name: str) -> Tensor:
+    """Return logits as float64 on the CPU, checked to be of the other's shape."""
+    t = read_logits(z, name)
     if t.shape != other.shape:
         raise InputError(
             f"{name} has shape {tuple(t.shape)}, the other logits {tuple(other.shape)}; compute both on the same rows"
@@ -222,11 +228,12 @@ def _like(z: Array, other: Tensor, name: str) -> Tensor:
 
 
 def _same_shape(a: Array, b: Array) -> tuple[Tensor, Tensor]:
-    first = _logits(a, "the first model's logits")
-    return first, _like(b, first, "the second model's logits")
+    first = read_logits(a, "the first model's logits")
+    return first, read_logits_like(b, first, "the second model's logits")
 
 
-def _labels(labels: Array, logits: Tensor) -> Tensor:
+def read_labels(labels: Array, logits: Tensor) -> Tensor:
+    """Return class labels as int64, checked against the logits."""
     y = torch.as_tensor(labels).detach().cpu()
     if y.is_floating_point() or y.shape != logits.shape[:1]:
         raise InputError(f"labels are {y.dtype} of shape {tuple(y.shape)}; give {len(logits)} integers, one a row")

@@ -66,6 +66,8 @@ class Price:
         >>> str(Price(retrains=4, finished=2, epochs=14.9, processes=2))
         '4 retrains of 14.9 training epochs, 59.6 in all, in 2 processes; 2 were finished before'
         """
+        if not self.retrains:
+            return f"nothing to train; {self.finished} retrains were finished before"
         words = f"{self.retrains} retrain{'' if self.retrains == 1 else 's'}"
         if self.epochs is not None:
             words += f" of {self.epochs:.3g} training epochs, {self.retrains * self.epochs:.3g} in all"
@@ -147,10 +149,12 @@ def given_references(models: Sequence[nn.Module | str | Path], like: nn.Module) 
     Raises:
         CheckpointError: a file is damaged or does not fit.
     """
-    loaded = [
-        one if isinstance(one, nn.Module) else load_weights(like, read_checkpoint(one, require_provenance=False)).eval()
-        for one in models
-    ]
+    bare, device = copy.deepcopy(like).cpu(), next(like.parameters()).device
+
+    def load(path: str | Path) -> nn.Module:
+        return load_weights(bare, read_checkpoint(path, require_provenance=False)).eval().to(device)
+
+    loaded = [one if isinstance(one, nn.Module) else load(one) for one in models]
     note = "the references were given, so there is no coupled retrain; they are taken to be independent of the edit"
     return References(None, tuple(loaded), 0, (note,))
 

@@ -5,13 +5,7 @@ mean square of differences of phi over rows and references (or pairs of referenc
 retrains; the coupled retrain shares the original's seed and would flatter the edit. An independent retrain has r = 1;
 a model at the references' mean has r = 0.71. The upper 95 % bound of r must be within the tolerance on every group.
 
-Bounds. Rows and references are resampled apart, and log r has the variance of both:
-log r -+ t sqrt(s_references^2 + s_rows^2), where s_references is the delete-one jackknife over references (leaving one
-out of both distances at once), s_rows the standard deviation over bootstrap draws of the rows, and t the 95 % quantile
-of Student's t with K - 1 degrees of freedom for K references. A percentile bootstrap over both was tried and is not
-used: a draw that picks one reference K times has no floor (one draw in nine for K = 3), and without those its bounds
-are too narrow. Two references have one difference and no jackknife: s_references is then that of a single squared
-normal number, which decides only extreme cases.
+Its bounds are those of :mod:`unlearn.verification.ratio`.
 
 Level, by simulation (``python -m benchmarks.verdict_level``; ``tests/verification/test_verdict.py`` runs it in reduced
 form), with K = 3, 5, 8, normal and heavy-tailed noise, a part of its variance moving all rows of a retrain together. At
@@ -25,23 +19,21 @@ import json
 import math
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from unlearn.errors import InputError
-
-Floats: TypeAlias = npt.NDArray[np.float64]
+from unlearn.verification.ratio import Floats, Ratio, ratios_of
+from unlearn.verification.row_table import RowTable
 
 TOLERANCE = 1.5
 EXIT_CODES = {"pass": 0, "fail": 1, "undecided": 3}
 FORMAT = 1
 
 _KEYS = ("group", "r", "lower", "upper", "rows", "references", "unedited_r", "unedited_lower", "unedited_upper")
-_MOST_REFERENCES = 100  # no one trains more, so no more are suggested
 
 
 @dataclass(frozen=True)
@@ -50,12 +42,12 @@ class GroupPhi:
 
     Attributes:
         edited: phi of the edited model, (n,).
-        unedited: phi of the model before the edit, (n,).
+        unedited: phi of the model before the edit, (n,); None where there is none.
         references: phi of K independent retrains, (K, n).
     """
 
     edited: npt.ArrayLike
-    unedited: npt.ArrayLike
+    unedited: npt.ArrayLike | None
     references: npt.ArrayLike
 
 
@@ -72,6 +64,11 @@ class Verdict:
             What can not be measured is None.
         measures: rows of :func:`unlearn.verification.measure`, all models on all groups.
         notes: what a reader should know, such as why there is no coupled retrain.
+        subgroups: rows of :func:`unlearn.verification.measure_subgroups`, in each group those made worse first.
+        weights: rows of :func:`unlearn.verification.measure_weights`.
+        cost: training epochs of the edit and of one retrain, and their ``ratio``; None where not known.
+        remembered: rows that the edited model is surer of than retrains are, the surest of each group.
+        rows: a :class:`unlearn.verification.RowTable` of each group, with every row; not part of the JSON.
     """
 
     outcome: str
@@ -80,6 +77,11 @@ class Verdict:
     table: list[dict[str, Any]]
     measures: tuple[dict[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    subgroups: tuple[dict[str, Any], ...] = ()
+    weights: tuple[dict[str, Any], ...] = ()
+    cost: Mapping[str, float | None] = field(default_factory=dict)
+    remembered: tuple[dict[str, Any], ...] = ()
+    rows: Mapping[str, RowTable] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def exit_code(self) -> int:
@@ -96,6 +98,10 @@ class Verdict:
             "table": [dict(row) for row in self.table],
             "measures": [dict(row) for row in self.measures],
             "notes": list(self.notes),
+            "subgroups": [dict(row) for row in self.subgroups],
+            "weights": [dict(row) for row in self.weights],
+            "cost": dict(self.cost),
+            "remembered": [dict(row) for row in self.remembered],
         }
 
     def to_json(self) -> str:
@@ -125,6 +131,10 @@ class Verdict:
             [dict(row) for row in data["table"]],
             tuple(data.get("measures", ())),
             tuple(data.get("notes", ())),
+            tuple(data.get("subgroups", ())),
+            tuple(data.get("weights", ())),
+            dict(data.get("cost", {})),
+            tuple(data.get("remembered", ())),
         )
 
     def __str__(self) -> str:
@@ -175,53 +185,19 @@ def decide(
         listing = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise InputError(f"groups have different numbers of references ({listing}); use the same ones on each")
 
-    ratios = {name: _ratios(name, models, references, seed, draws) for name, (models, references) in phis.items()}
+    ratios = {name: ratios_of(name, models, references, seed, draws) for name, (models, references) in phis.items()}
     table = []
-    for name, (edited, unedited) in ratios.items():
+    for name, (edited, *unedited) in ratios.items():
         size = (phis[name][1].shape[1], counts[name])
-        table.append(dict(zip(_KEYS, (name, *edited.row(), *size, *unedited.row()), strict=True)))
+        before = unedited[0].row() if unedited else (None, None, None)
+        table.append(dict(zip(_KEYS, (name, *edited.row(), *size, *before), strict=True)))
     outcome, reason = _judge({name: pair[0] for name, pair in ratios.items()}, tolerance)
-    if outcome == "pass" and all(pair[1].upper <= tolerance for pair in ratios.values()):
+    if outcome == "pass" and all(len(pair) > 1 and pair[1].upper <= tolerance for pair in ratios.values()):
         reason += "; no measurable trace: the edit was not needed to pass"
     return Verdict(outcome, reason, tolerance, table)
 
 
-@dataclass(frozen=True)
-class _Ratio:
-    r: float
-    references: int
-    s_references: float
-    s_rows: float
-
-    def width(self, references: int) -> float:
-        """Half the width of log r's bounds, were there so many references."""
-        shrunk = self.s_references * math.sqrt(self.references / references)
-        return _t95(references - 1) * math.hypot(shrunk, self.s_rows)
-
-    @property
-    def lower(self) -> float:
-        return 0.0 if self.references == 1 else self.r * math.exp(-self.width(self.references))
-
-    @property
-    def upper(self) -> float:
-        width = math.inf if self.references == 1 else self.width(self.references)
-        return self.r * math.exp(width) if width < 500 else math.inf
-
-    def row(self) -> tuple[float | None, float | None, float | None]:
-        if self.references == 1:
-            return None, None, None
-        return self.r, self.lower, self.upper if math.isfinite(self.upper) else None
-
-    def more_references(self, tolerance: float) -> int | None:
-        """How many more references would put the tolerance outside the bounds, if any number would."""
-        gap = abs(math.log(self.r / tolerance)) if self.r > 0 else math.inf
-        for references in range(self.references + 1, _MOST_REFERENCES + 1):
-            if self.width(references) < gap:
-                return references - self.references
-        return None
-
-
-def _judge(ratios: Mapping[str, _Ratio], tolerance: float) -> tuple[str, str]:
+def _judge(ratios: Mapping[str, Ratio], tolerance: float) -> tuple[str, str]:
     first = next(iter(ratios.values()))
     if first.references == 1:
         return "undecided", "one reference has no spread; give at least three independent retrains"
@@ -239,7 +215,7 @@ def _judge(ratios: Mapping[str, _Ratio], tolerance: float) -> tuple[str, str]:
     return "undecided", reason + _advice(wide, tolerance)
 
 
-def _advice(wide: Mapping[str, _Ratio], tolerance: float) -> str:
+def _advice(wide: Mapping[str, Ratio], tolerance: float) -> str:
     failing = [ratio.more_references(tolerance) for ratio in wide.values() if ratio.r > tolerance]
     passing = [ratio.more_references(tolerance) for ratio in wide.values() if ratio.r <= tolerance]
     known = [count for count in failing if count is not None]
@@ -252,57 +228,11 @@ def _advice(wide: Mapping[str, _Ratio], tolerance: float) -> str:
     return f"about {more} more reference{'s' if more > 1 else ''} would decide"
 
 
-def _ratios(name: str, models: Floats, references: Floats, seed: int, draws: int) -> list[_Ratio]:
-    # k l references, m models (edited, unedited), i rows
-    count = len(references)
-    to_models = (models[:, None] - references) ** 2  # m k i
-    between = np.stack([((references - one) ** 2).mean(1) for one in references])  # k l
-    if count == 1:
-        return [_Ratio(math.nan, 1, math.inf, math.inf) for _ in models]
-    same = np.argwhere(np.triu(between == 0, 1))
-    if len(same):
-        k, l = same[0]  # noqa: E741
-        raise InputError(
-            f"references {k} and {l} are the same on {name} rows; independent retrains need different seeds"
-        )
-    floor_rows = 2 * references.var(0, ddof=1)  # mean over pairs of squared differences
-    distances = to_models.mean(2)  # m k
-    others = [np.delete(np.arange(count), k) for k in range(count)]
-    resampled = _row_means(np.vstack([to_models.mean(1), floor_rows]), np.random.default_rng(_key(seed, name)), draws)
-
-    ratios = []
-    for m in range(len(models)):
-        r = math.sqrt(distances[m].mean() / floor_rows.mean())
-        s_references = math.sqrt(0.5)  # of half the log of one squared normal number
-        if count > 2:
-            left_out = [distances[m, kept].mean() for kept in others]
-            left_floor = [between[np.ix_(kept, kept)].sum() / ((count - 1) * (count - 2)) for kept in others]
-            logs = 0.5 * np.log(np.divide(left_out, left_floor))
-            s_references = math.sqrt((count - 1) * logs.var())
-        with np.errstate(divide="ignore", invalid="ignore"):
-            rows = 0.5 * np.log(resampled[:, m] / resampled[:, -1])
-        s_rows = float(rows.std()) if np.isfinite(rows).all() else math.inf
-        ratios.append(_Ratio(r, count, s_references, s_rows))
-    return ratios
-
-
-def _row_means(values: Floats, rng: np.random.Generator, draws: int) -> Floats:
-    """Means of each series over rows drawn with replacement, (draws, series)."""
-    n = values.shape[1]
-    block = max(1, 2_000_000 // n)
-    means = []
-    for start in range(0, draws, block):
-        size = min(block, draws - start)
-        rows = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
-        counts = np.bincount(rows.ravel(), minlength=size * n).reshape(size, n)
-        means.append(counts @ values.T / n)
-    return np.concatenate(means)
-
-
 def _checked(name: str, group: GroupPhi) -> tuple[Floats, Floats]:
     try:
         edited, unedited, references = (
-            np.asarray(part, dtype=np.float64) for part in (group.edited, group.unedited, group.references)
+            np.asarray(part, dtype=np.float64)
+            for part in (group.edited, group.edited if group.unedited is None else group.unedited, group.references)
         )
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"group {name!r} is not three arrays of numbers: {error}") from error
@@ -314,15 +244,7 @@ def _checked(name: str, group: GroupPhi) -> tuple[Floats, Floats]:
         raise InputError(f"group {name!r} has {n} rows and {len(references)} references; give at least one of each")
     if not all(np.isfinite(part).all() for part in (edited, unedited, references)):
         raise InputError(f"group {name!r} has NaN or infinite values; a model's outputs on these rows are damaged")
-    return np.stack([edited, unedited]), references
-
-
-def _key(seed: int, name: str) -> list[int]:
-    return [seed, *name.encode()]
-
-
-def _t95(freedom: int) -> float:
-    return float(stats.t.ppf(0.95, freedom))
+    return np.stack([edited] if group.unedited is None else [edited, unedited]), references
 
 
 def _names(groups: Mapping[str, object]) -> str:
