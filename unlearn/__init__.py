@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from unlearn.verification import MembershipAudit as MembershipAudit
     from unlearn.verification import Shadows as Shadows
     from unlearn.verification import Verdict as Verdict
+    from unlearn.verification import compare_models as compare_models
     from unlearn.verification import membership_audit as membership_audit
     from unlearn.verification import verify as verify
     from unlearn.verification.evidence import evidence as evidence
@@ -152,6 +153,7 @@ _ROOMS = {
         "MembershipAudit",
         "Shadows",
         "Verdict",
+        "compare_models",
         "evidence",
         "membership_audit",
         "verify",

@@ -120,6 +120,53 @@ def test_retrains_of_ones_own_are_the_references(unlearn: Unlearn, run_copy: Pat
     assert unlearn("verify", run_copy, "--processes", "many")[0] == 2
 
 
+def test_any_models_are_held_against_each_other(unlearn: Unlearn, tiny_run: Path, tmp_path: Path) -> None:
+    edited, own = tiny_run / "edited.safetensors", sorted((tiny_run / "references").glob("seed-*.safetensors"))
+    table, rows = tmp_path / "rows.csv", tiny_run / "decisions.csv"
+    words = ["verify", edited, "--data", "digits", "--split", "train", "--rows", rows, "--against", *own]
+    code, out, _ = unlearn(*words, "--json", "--table", table)
+    verdict = json.loads(out)
+    assert code == {"pass": 0, "fail": 1, "undecided": 3}[verdict["outcome"]]
+    count = len(rows.read_text().splitlines()) - 2
+    assert [(row["group"], row["rows"], row["references"]) for row in verdict["table"]] == [("given", count, 2)]
+    assert len(table.read_text().splitlines()) == 2 + count
+    code, out, _ = unlearn("verify", edited, "--against", own[0], "--data", "digits")
+    assert code == 3
+    assert "UNDECIDED. one reference has no spread" in out
+    assert max(map(len, out.splitlines())) <= 80
+    groups = tmp_path / "groups.csv"
+    groups.write_text("id,group\ndigits-0000,nobody's\n")
+    foreign = ["verify", *own, "--against", edited, "--data", "digits"]
+    assert "does not say how to build its model" in unlearn(*foreign)[2]
+    model = ["--model", "mlp", "--option", "inputs=64", "--option", "classes=10", "--option", "widths=[32]"]
+    assert unlearn(*foreign, *model)[0] in (0, 1, 3)
+    for wrong, message in (
+        ([edited, "--against", own[0]], "--against needs --data"),
+        ([edited, "--against", own[0], "--data", "digit"], "did you mean 'digits'"),
+        ([edited, "--against", own[0], "--data", "digits", "--references", 3], "leave out --references"),
+        ([tiny_run, "--data", "digits"], "only with --against"),
+        ([tiny_run, tiny_run], "only with --against"),
+        ([tiny_run, "--groups", tmp_path / "no.csv"], "can not read rows"),
+    ):
+        code, _, err = unlearn("verify", *wrong)
+        assert code == 2
+        assert message in err
+
+
+def test_groups_of_a_run_and_its_rows(unlearn: Unlearn, run_copy: Path, tmp_path: Path) -> None:
+    from unlearn.pipeline import Run
+
+    test = Run.open(run_copy).test
+    groups = tmp_path / "groups.csv"
+    groups.write_text("id,group\n" + "".join(f"{row},scanner B\n" for row in test.ids[:40]))
+    code, out, _ = unlearn("verify", run_copy, "--groups", groups, "--json")
+    found = json.loads(out)
+    assert code == {"pass": 0, "fail": 1, "undecided": 3}[found["outcome"]]
+    assert [row["rows"] for row in found["subgroups"] if row["part"] == "scanner B"] == [40]
+    for group, count in [(row["group"], row["rows"]) for row in found["table"]]:
+        assert len((run_copy / f"rows-{group}.csv").read_text().splitlines()) == 2 + count
+
+
 BAD = {
     "unknown recipe": (["recipe", "run", "mnist5k-relable"], "did you mean 'mnist5k-relabel'"),
     "unknown command": (["recipe", "rum"], "rum"),

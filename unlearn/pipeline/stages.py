@@ -28,7 +28,7 @@ from unlearn.repair import RIVALS, Changes, Edit, OutputCut, apply_changes, drop
 from unlearn.repair.restricted_steps import EditMethod
 from unlearn.report import assemble_report, listed_rows, render_report
 from unlearn.training import train
-from unlearn.verification import Price, Verdict, verify
+from unlearn.verification import Price, References, Verdict, train_references, verify
 from unlearn.verification.processes import Processes
 
 SHOWN = 48
@@ -181,7 +181,8 @@ def write_edit(run: Run, edit: Edit) -> None:
 
     The older checkpoint stays until the new one takes its place.
     """
-    _take_away(run, "verdict.json", "report.json", "report.html", "edited-cut.safetensors")
+    tables = [path.name for path in run.folder.glob("rows-*.csv")]
+    _take_away(run, "verdict.json", "report.json", "report.html", "edited-cut.safetensors", *tables)
     if not _has(run, "decisions.csv") or Changes.load(run.folder / "decisions.csv") != edit.changes:
         edit.changes.save(run.folder / "decisions.csv")
     save_checkpoint(
@@ -214,12 +215,23 @@ def verify_stage(
     run: Run,
     references: int | Sequence[str] | None = None,
     *,
+    groups: str | None = None,
     processes: Processes = 1,
     tell: Callable[[Price], None] | None = None,
 ) -> Verdict:
     """Train references (or take the files given), measure distances beside rivals at equal cost, and decide."""
     section, edit = run.recipe.verify, run.edit()
-    _take_away(run, "report.json", "report.html")
+    retrains: References | Sequence[str] | int = section.references if references is None else references
+    if isinstance(retrains, int):
+        retrains = train_references(
+            edit.original,
+            edit.edited_data,
+            edit.record,
+            count=retrains,
+            folder=run.folder / "references",
+            processes=processes,
+            tell=tell,
+        )
     epochs = max(1, round(edit.cost.total))
     rivals: dict[str, nn.Module] = {}
     costs: dict[str, float] = {}
@@ -234,15 +246,16 @@ def verify_stage(
     verdict = verify(
         edit,
         test=run.test,
-        references=section.references if references is None else references,
+        references=retrains,
         rivals=rivals,
         tolerance=section.tolerance,
         seed=section.verdict_seed,
-        folder=run.folder / "references",
-        processes=processes,
-        tell=tell,
+        groups=groups,
     )
+    _take_away(run, "verdict.json", "report.json", "report.html")
     run.write("rivals.json", {"cost_epochs": costs})
+    for group, rows in verdict.rows.items():
+        rows.save(run.folder / f"rows-{group}.csv")
     write_atomically(run.folder / "verdict.json", verdict.to_json().encode())
     return verdict
 
