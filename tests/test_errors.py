@@ -17,6 +17,8 @@ BUILT_INS = {
     "FolderError": OSError,
     "ConvergenceError": ArithmeticError,
     "WorkerError": RuntimeError,
+    "UncertifiedError": ValueError,
+    "BudgetSpentError": ArithmeticError,
     "MissingExtraError": ImportError,
 }
 

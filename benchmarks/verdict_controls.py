@@ -1,0 +1,133 @@
+"""The verdict on models whose outcome is known: ``python -m benchmarks.verdict_controls [RECIPE ...]``.
+
+Twenty mislabelled rows are deleted; then all mislabelled rows get their right labels. For each, K + 1 independent
+retrains are trained, and each in turn is held against the K others as if it were an edit. Known bad models are held
+against the first K: the unedited model, one epoch of fine-tuning, and gradient ascent on the changed rows at their old
+labels until their mean phi is three spreads below that of retrains.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from torch import nn
+
+from benchmarks.setting import Setting, logits, threads
+from unlearn.repair import RIVALS, Changes, Cost, Edit
+from unlearn.tasks import phi
+from unlearn.verification import References, Verdict, train_references, verify
+
+RECIPES = ("digits-quick", "mnist5k-remove")
+K = 5
+ROWS = 20
+PAST = 3.0  # spreads
+ASCENT_RATE = 0.001
+MOST_PASSES = 200
+
+
+@dataclass(frozen=True)
+class Controls:
+    """One change of one setting, with its retrains."""
+
+    setting: Setting
+    changes: Changes
+    references: References
+
+    @classmethod
+    def of(cls, setting: Setting, changes: Changes, count: int = K) -> Controls:
+        """Train one more retrain than there are references."""
+        model, record, _ = setting.trained
+        edited = changes.apply(setting.data)
+        return cls(setting, changes, train_references(model, edited, record, count=count + 1))
+
+    def verdict(self, model: nn.Module, references: tuple[nn.Module, ...]) -> Verdict:
+        """Hold a model against some of the retrains."""
+        original, record, _ = self.setting.trained
+        edit = Edit(model, original, "control", self.changes, self.setting.data, record, (), Cost(), {}, {})
+        return verify(edit, test=self.setting.test, references=References(self.references.coupled, references))
+
+    def retrains(self, count: int) -> Iterator[Verdict]:
+        """Hold each retrain against the next ``count`` others."""
+        found = self.references.independent
+        for k, model in enumerate(found):
+            yield self.verdict(model, tuple(found[(k + i) % len(found)] for i in range(1, count + 1)))
+
+    @cached_property
+    def bad(self) -> dict[str, nn.Module]:
+        """Models that must fail."""
+        original = self.setting.trained[0]
+        return {
+            "unedited": original,
+            "fine-tuned, 1 epoch": self.rival("fine-tune", {"epochs": 1.0}),
+            "gradient ascent past forgetting": self.pushed(),
+        }
+
+    def rival(self, name: str, setting: dict[str, float]) -> nn.Module:
+        """Return what another method makes of the original."""
+        model, record, _ = self.setting.trained
+        return RIVALS[name](model, self.setting.data, self.changes, record, setting=setting, seed=1).model
+
+    def pushed(self) -> nn.Module:
+        """Return the first model of more and more passes of gradient ascent that lies past forgetting."""
+        changed = self.setting.data.only(self.changes.ids)
+        retrained = np.stack(
+            [phi(logits(model, changed), changed.labels).numpy() for model in self.references.independent]
+        )
+        goal = retrained.mean() - PAST * np.sqrt(2 * retrained.var(0, ddof=1).mean())
+        for passes in range(1, MOST_PASSES):
+            model = self.rival("gradient ascent", {"passes": float(passes), "lr": ASCENT_RATE})
+            if float(phi(logits(model, changed), changed.labels).mean()) < goal:
+                break
+        return model
+
+
+def changes_of(setting: Setting) -> dict[str, Changes]:
+    """Return the two changes."""
+    data = setting.data
+    assert data.truth is not None
+    right = {data.ids[i]: int(data.truth[i]) for i in (data.labels != data.truth).nonzero().flatten().tolist()}
+    return {f"{ROWS} mislabelled rows removed": setting.flipped(ROWS), "all labels put right": Changes((), right)}
+
+
+def ratios(verdict: Verdict) -> str:
+    """Return r with its bounds on every group."""
+    return ", ".join(
+        f"{row['group']} {row['r']:.2f} ({row['lower']:.2f} to {row['upper']:.2f})" for row in verdict.table
+    )
+
+
+def show(controls: Controls, title: str) -> None:
+    """Print the outcomes."""
+    print(f"\n### {title}\n\n| model | held against | outcome | r with 95 % bounds |\n|---|---|---|---|")
+    first = controls.references.independent[:K]
+    for name, model in controls.bad.items():
+        for count in (K, 3):
+            verdict = controls.verdict(model, first[:count])
+            print(f"| {name} | {count} retrains | {verdict.outcome} | {ratios(verdict)} |", flush=True)
+        print(f"| {name} | 1 retrain | {controls.verdict(model, first[:1]).outcome} | - |")
+    print("\n| each retrain in turn, held against | pass | undecided | fail |\n|---|---|---|---|")
+    for count in (K, 3):
+        outcomes = [verdict.outcome for verdict in controls.retrains(count)]
+        cells = " | ".join(str(outcomes.count(name)) for name in ("pass", "undecided", "fail"))
+        print(f"| {count} others | {cells} |", flush=True)
+    coupled = controls.references.coupled
+    if coupled is not None:
+        verdict = controls.verdict(coupled, first)
+        print(f"\nThe coupled retrain against {K}: {verdict.outcome}, {ratios(verdict)}.")
+
+
+def main(recipes: tuple[str, ...]) -> None:
+    """Print all tables."""
+    print(f"# python -m benchmarks.verdict_controls {' '.join(recipes)}\n\n{threads()}; tolerance 1.5")
+    for recipe in recipes:
+        setting = Setting.of(recipe, 0)
+        for name, changes in changes_of(setting).items():
+            show(Controls.of(setting, changes), f"{recipe}, {name}")
+
+
+if __name__ == "__main__":
+    main(tuple(sys.argv[1:]) or RECIPES)
