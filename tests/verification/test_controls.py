@@ -5,27 +5,10 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.setting import Setting
-from benchmarks.verdict_controls import Controls, changes_of
+from benchmarks.verdict_controls import MEMORISED, Controls, changes_of
 from unlearn.recipe import parse_recipe
 
 K = 5
-MEMORISED = """
-name = "memorised"
-[data]
-source = "digits"
-noise = { kind = "symmetric", rate = 0.1, noise_seed = 0 }
-[model]
-name = "mlp"
-options = { inputs = 64, classes = 10, widths = [64] }
-[train]
-lr = 0.1
-weight_decay = 1e-4
-epochs = 30
-batch_size = 64
-[detect]
-[repair]
-action = "remove"
-"""
 
 
 @pytest.fixture(scope="module")
