@@ -15,6 +15,8 @@ BUILT_INS = {
     "CheckpointError": ValueError,
     "RecipeError": ValueError,
     "FolderError": OSError,
+    "LedgerError": ValueError,
+    "LockedError": TimeoutError,
     "ConvergenceError": ArithmeticError,
     "WorkerError": RuntimeError,
     "UncertifiedError": ValueError,
