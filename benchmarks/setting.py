@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,13 +15,12 @@ from unlearn.data import Rows, load_data, symmetric_noise
 from unlearn.detect import Cutoff, estimate_cutoff, margin_trajectory, suggest_labels
 from unlearn.models import build_model
 from unlearn.pipeline import Run
+from unlearn.pipeline.repair_benchmark import known_wrong
 from unlearn.predict import predict
 from unlearn.recipe import Recipe, load_recipe
 from unlearn.repair import RIVALS, Changes, Edit, apply_changes
-from unlearn.tasks import phi
 from unlearn.training import TrainingRecord, Trajectory, train
-from unlearn.verification import References, train_references
-from unlearn.verification.distances import change_cosine, kl, phi_error
+from unlearn.verification import References, RetrainDistances, train_references
 
 
 @dataclass(frozen=True)
@@ -87,9 +84,7 @@ class Setting:
 
     def flipped(self, count: int) -> Changes:
         """Return the removal of ``count`` truly mislabelled rows, drawn by the seed."""
-        wrong = [i for i, (a, b) in enumerate(zip(self.data.labels, self.data.truth, strict=True)) if a != b]
-        chosen = np.random.default_rng(self.seed).permutation(len(wrong))[:count]
-        return Changes(removed=tuple(self.data.ids[wrong[k]] for k in chosen))
+        return known_wrong(self.data, count, "remove", self.seed)
 
 
 @dataclass(frozen=True)
@@ -107,21 +102,10 @@ class Comparison:
         return cls(setting, changes, train_references(model, changes.apply(setting.data), record, count=count))
 
     @cached_property
-    def changed(self) -> Rows:
-        """Changed rows, at their old labels."""
-        return self.setting.data.only(self.changes.ids)
-
-    @cached_property
-    def spread(self) -> float:
-        """Root mean square phi difference between independent retrains on the changed rows, over all pairs."""
-        found = [phi(logits(model, self.changed), self.changed.labels) for model in self.references.independent]
-        return math.sqrt(np.mean([float((a - b).square().mean()) for a, b in itertools.combinations(found, 2)]))
-
-    @cached_property
-    def floor(self) -> float:
-        """Mean KL between independent retrains on test rows, over ordered pairs."""
-        found = [logits(model, self.setting.test) for model in self.references.independent]
-        return float(np.mean([kl(a, b) for a, b in itertools.permutations(found, 2)]))
+    def distances(self) -> RetrainDistances:
+        """What models are measured by."""
+        setting = self.setting
+        return RetrainDistances(setting.trained[0], setting.data, self.changes, setting.test, self.references)
 
     def edit(self, budget: float) -> Edit:
         """Return our edit."""
@@ -142,23 +126,7 @@ class Comparison:
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Return the distances of one model to the coupled retrain."""
-        original, test, changed = self.setting.trained[0], self.setting.test, self.changed
-        coupled = self.references.coupled
-        before, there, now = (logits(m, test) for m in (original, coupled, model))
-        old, want, have = (logits(m, changed) for m in (original, coupled, model))
-        return {
-            "test accuracy": float((now.argmax(1) == test.labels).double().mean()),
-            "accuracy - retrain": float(
-                ((now.argmax(1) == test.labels).double() - (there.argmax(1) == test.labels).double()).mean()
-            ),
-            "KL": kl(there, now),
-            "KL / unedited": kl(there, now) / kl(there, before),
-            "KL / floor": kl(there, now) / self.floor,
-            "phi": float(phi(have, changed.labels).mean()),
-            "phi error / spread": phi_error(have, want, changed.labels) / self.spread,
-            "cosine changed": change_cosine(old, have, want),
-            "cosine test": change_cosine(before, now, there),
-        }
+        return self.distances.measure(model)
 
 
 def logits(model: nn.Module, rows: Rows) -> Tensor:

@@ -11,6 +11,7 @@ from unlearn.report.axes import WIDTH, Tick, linear, log_ticks, logarithmic, rou
 from unlearn.report.wording import finite, number
 
 _RIGHT = WIDTH - 10
+_LEAST_COST = 0.02
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,38 @@ class HistogramChart:
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     cutoff: float | None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One method at one cost; ``kind`` is ours, final (ours without snapshots) or rival."""
+
+    x: float
+    y: float
+    letter: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class FrontierChart:
+    """Places of all methods by cost, on a logarithmic axis, and one measure.
+
+    Attributes:
+        marks: all of them, ours last.
+        unedited: height of the unedited model; None where it can not be drawn.
+        retrain: height of the distance between retrains; None where the measure has none.
+    """
+
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    marks: list[Mark]
+    unedited: float | None
+    retrain: float | None
 
 
 def interval_chart(table: Sequence[Mapping[str, Any]], tolerance: Any) -> IntervalChart | None:
@@ -147,6 +180,59 @@ def histogram_chart(histogram: Mapping[str, Any], threshold: Any) -> HistogramCh
         [Tick(rounded(x_of(x)), number(x, trim=True)) for x in ticks(places[0], places[-1], 6)],
         [Tick(rounded(y_of(y)), number(y, trim=True)) for y in ticks(0, most, 4)],
         rounded(x_of(cut)) if shown and cut is not None else None,
+    )
+
+
+def frontier_chart(
+    points: Sequence[tuple[str, str, Any, Any]], unedited: Any, retrain: Any, *, distance: bool
+) -> FrontierChart | None:
+    """Place methods by cost and a measure; None where there is nothing to draw.
+
+    Args:
+        points: (kind, letter, cost, value) of each mark; one that can not be placed is left out.
+        unedited: value of the unedited model.
+        retrain: value between independent retrains.
+        distance: whether the measure is a distance, on a logarithmic axis, or a cosine, on one that ends at 1.
+
+    >>> chart = frontier_chart([("ours", "", 1.0, 0.5), ("rival", "F", 2.0, 3.0)], 4.0, 1.0, distance=True)
+    >>> ours, rival = chart.marks[1], chart.marks[0]
+    >>> ours.x < rival.x, ours.y > chart.retrain > rival.y > chart.unedited
+    (True, True)
+    """
+    placed = [(kind, letter, finite(cost), finite(value)) for kind, letter, cost, value in points]
+    known = [(k, n, c, v) for k, n, c, v in placed if c is not None and v is not None and (v > 0 or not distance)]
+    if not known:
+        return None
+    left, top, bottom = 44.0, 14.0, 250.0
+    lines = [x for x in (finite(unedited), finite(retrain)) if x is not None and (x > 0 or not distance)]
+    values = [value for *_, value in known] + lines
+    if distance:
+        low, high = min(values) / 1.2, max(values) * 1.2
+        y_of, y_ticks = _logarithmic(low, high, bottom, top), _log_ticks(low, high)
+    else:
+        low, high = min(*values, 0.9) - 0.02, 1.0
+        y_of, y_ticks = _linear(low, high, bottom, top), _ticks(low, high, 6)
+    first, last = _LEAST_COST, max(*(cost for _, _, cost, _ in known), 5.0) * 1.15
+    x_of = _logarithmic(first, last, left + 8, _RIGHT)
+    marks = [
+        Mark(_round(x_of(max(cost, first))), _round(y_of(value)), letter, kind) for kind, letter, cost, value in known
+    ]
+
+    def line(value: Any) -> float | None:
+        x = finite(value)
+        return None if x is None or (distance and x <= 0) else _round(y_of(x))
+
+    return FrontierChart(
+        bottom + 40,
+        left,
+        _RIGHT,
+        top,
+        bottom,
+        [Tick(_round(x_of(x)), number(x, trim=True)) for x in _log_ticks(first, last)],
+        [Tick(_round(y_of(y)), number(y, trim=True)) for y in y_ticks],
+        sorted(marks, key=lambda mark: mark.kind != "rival"),
+        line(unedited),
+        line(retrain),
     )
 
 

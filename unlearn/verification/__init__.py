@@ -6,6 +6,7 @@ from unlearn.verification.measures import Compared, Group, measure, measure_weig
 from unlearn.verification.membership import membership_audit
 from unlearn.verification.membership_verdict import MembershipAudit
 from unlearn.verification.references import Price, References, given_references, train_references
+from unlearn.verification.retrain_distances import Measures, RetrainDistances
 from unlearn.verification.row_files import read_groups, read_ids
 from unlearn.verification.row_table import RowTable, row_table
 from unlearn.verification.shadows import Shadows
@@ -18,9 +19,11 @@ __all__ = [
     "Evidence",
     "Group",
     "GroupPhi",
+    "Measures",
     "MembershipAudit",
     "Price",
     "References",
+    "RetrainDistances",
     "RowTable",
     "Shadows",
     "Verdict",

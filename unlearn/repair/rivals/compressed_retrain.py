@@ -73,7 +73,9 @@ def _initial_weights(model: nn.Module, record: TrainingRecord, seed: int) -> nn.
 
 
 def grid(data: Rows, changes: Changes, record: TrainingRecord, cost: float) -> list[dict[str, float]]:
-    """Return as many epochs as may be spent, at every peak rate."""
+    """Return as many epochs as may be spent, at every peak rate; none that would be longer than the training."""
+    if record.order is not None and cost * len(data) > int(record.order.rows_left()[0]):
+        return []
     return [{"epochs": cost, "lr": lr} for lr in rates_to_try(record)]
 
 
