@@ -203,7 +203,7 @@ def frontier_chart(
     known = [(k, n, c, v) for k, n, c, v in placed if c is not None and v is not None and (v > 0 or not distance)]
     if not known:
         return None
-    left, top, bottom = 44.0, 14.0, 250.0
+    left, top, bottom = 52.0, 14.0, 250.0
     lines = [x for x in (finite(unedited), finite(retrain)) if x is not None and (x > 0 or not distance)]
     values = [value for *_, value in known] + lines
     if distance:
@@ -212,7 +212,8 @@ def frontier_chart(
     else:
         low, high = min(*values, 0.9) - 0.02, 1.0
         y_of, y_ticks = _linear(low, high, bottom, top), _ticks(low, high, 6)
-    first, last = _LEAST_COST, max(*(cost for _, _, cost, _ in known), 5.0) * 1.15
+    costs = [cost for _, _, cost, _ in known]
+    first, last = max(min(costs) / 1.15, _LEAST_COST), max(*costs, 5.0) * 1.15
     x_of = _logarithmic(first, last, left + 8, _RIGHT)
     marks = [
         Mark(_round(x_of(max(cost, first))), _round(y_of(value)), letter, kind) for kind, letter, cost, value in known

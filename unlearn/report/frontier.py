@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from string import ascii_uppercase
 from typing import Any
 
 from unlearn.errors import InputError
@@ -28,7 +29,7 @@ def render_frontier(facts: Mapping[str, Any]) -> str:
         InputError: facts of another format.
 
     >>> facts = {"format": 1, "recipe": "digits-quick", "seeds": [0], "rows": 9, "changed": [2], "detected": True}
-    >>> none = {name: {"mean": 1.0, "worst": 1.0} for name in TITLES}
+    >>> none = {"method": "unedited", "cost": 0.0, **{name: {"mean": 1.0, "worst": 1.0} for name in TITLES}}
     >>> facts |= {"action": "remove", "levels": [], "floors": [{"floor": 0.1}], "unedited": none, "ours": []}
     >>> page = render_frontier(facts)
     >>> "digits-quick" in page, "<script" in page
@@ -38,7 +39,7 @@ def render_frontier(facts: Mapping[str, Any]) -> str:
         raise InputError(f"the benchmark has format {facts.get('format')!r}; this version reads {FORMAT}: run it again")
     kind = "chosen" if len(facts["seeds"]) > 1 else "oracle"
     rivals = dict.fromkeys(row["method"] for level in facts["levels"] for row in level["oracle"])
-    letters = {name: chr(ord("A") + k) for k, name in enumerate(rivals)}
+    letters = _letters(rivals)
     floors = {"phi error / spread": 1.0, "KL": sum(f["floor"] for f in facts["floors"]) / len(facts["floors"])}
     charts = [
         (
@@ -54,6 +55,19 @@ def render_frontier(facts: Mapping[str, Any]) -> str:
     ]
     page = environment().get_template("frontier.html.j2")
     return page.render(facts=facts, charts=charts, letters=letters, titles=TITLES, oracle=kind == "oracle")
+
+
+def _letters(names: Iterable[str]) -> dict[str, str]:
+    """Return a letter for each name: the first of its own that is free.
+
+    >>> _letters(["replay", "random labels"])
+    {'replay': 'R', 'random labels': 'A'}
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        own = (letter for letter in (name + ascii_uppercase).upper() if letter.isalpha())
+        found[name] = next(letter for letter in own if letter not in found.values())
+    return found
 
 
 def _points(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from unlearn.curvature import Vector
-from unlearn.curvature.row_gradients import row_gradients
+import torch
+from torch import Tensor, nn
+
+from unlearn.curvature import Basis, Vector, find_layers
+from unlearn.curvature.fisher import FisherStream
+from unlearn.curvature.kronecker import mean_squares
 from unlearn.data import Rows
-from unlearn.inputs import call_model
-from unlearn.modes import copy_modes, evaluation
-from unlearn.progress import track
+from unlearn.modes import copy_modes
 from unlearn.repair.changes import Changes
 from unlearn.repair.newton import load_weights
 from unlearn.repair.rivals.rival import Rival, RivalEdit, epochs_of
@@ -19,7 +21,6 @@ from unlearn.training import TrainingRecord
 
 ALPHAS = (1.0, 3.0, 10.0, 30.0)
 LAMBDAS = (0.1, 0.3, 1.0)
-ROWS_AT_ONCE = 32
 
 
 def selective_dampening(
@@ -33,16 +34,8 @@ def selective_dampening(
     setting = {"alpha": 10.0, "lambda": 1.0, **setting}
     task, changed = get_task(record.task), data.only(changes.ids)
     weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    moved = load_weights(
-        model,
-        dampened(
-            weights,
-            importances(model, data, task),
-            importances(model, changed, task),
-            alpha=setting["alpha"],
-            lam=setting["lambda"],
-        ),
-    )
+    of_all, of_changed = importances(model, data, task), importances(model, changed, task)
+    moved = load_weights(model, dampened(weights, of_all, of_changed, alpha=setting["alpha"], lam=setting["lambda"]))
     copy_modes(model, moved)
     return RivalEdit(moved, epochs_of(len(data) + len(changed), data), setting, shared=1.0)
 
@@ -51,19 +44,22 @@ def importances(model: nn.Module, rows: Rows, task: Task) -> Vector:
     """Return the mean square of the rows' loss gradients at their labels: the diagonal of the empirical Fisher.
 
     SSD's own code squares the mean gradient of a batch, which makes it depend on the batch size; this is the quantity
-    that the paper defines.
+    that the paper defines. Parameters that the model does not use have 0.
     """
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    total = {name: torch.zeros_like(model.get_parameter(name)) for name in names}
-    device = next(model.parameters()).device
-    for _, inputs, labels in track(rows.batches(ROWS_AT_ONCE, device), "importances", -(-len(rows) // ROWS_AT_ONCE)):
-        with evaluation(model), torch.no_grad():
-            outputs = call_model(model, inputs)
-            task.check(outputs, labels)
-            cotangent = task.output_gradient(outputs, labels)
-        for name, gradients in row_gradients(model, inputs, cotangent, names).items():
-            total[name] += gradients.square().sum(0)
-    return {name: part / len(rows) for name, part in total.items()}
+    layers = find_layers(model, rows).layers
+    squares = mean_squares(_AtGivenLabels(model, rows, task, layers), {layer.name: Basis() for layer in layers})
+    found = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
+    for layer in layers:
+        found |= {name: part.to(found[name]) for name, part in layer.vector(squares[layer.name]).items()}
+    return found
+
+
+@dataclass(frozen=True)
+class _AtGivenLabels(FisherStream):
+    """The stream of curvature fits with the loss gradients themselves in place of the Fisher's."""
+
+    def _columns(self, outputs: Tensor, labels: Tensor, positions: Tensor) -> Sequence[Tensor]:
+        return [self.task.output_gradient(outputs, labels)]
 
 
 def dampened(weights: Vector, of_all: Vector, of_changed: Vector, *, alpha: float, lam: float) -> Vector:
