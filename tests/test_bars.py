@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from benchmarks.setting import Comparison, Setting
+from benchmarks.wrong_decisions import compare, with_clean_rows
 from unlearn.detect import margin_trajectory, ranking_quality, self_influence
 from unlearn.repair import apply_changes
+from unlearn.pipeline.repair_benchmark import known_wrong
+from unlearn.verification import train_references
 
 SEED = 0
 
@@ -64,6 +67,29 @@ def test_removing_a_few_rows_comes_near_the_coupled_retrain(setting: Setting) ->
     assert alone["KL / unedited"] <= 0.85
     for rival in comparison.rivals(round(edit.cost.total)).values():
         assert comparison.measure(rival)["phi error / spread"] > measured["phi error / spread"]
+
+
+@pytest.mark.parametrize("action", ["remove", "relabel"])
+def test_wrong_decisions_are_followed_and_cost_what_retraining_on_them_would(setting: Setting, action: str) -> None:
+    """Half of what is acted on is clean: the edit lands by the retrain on the decisions as made, not by the right one.
+
+    The full case is ``python -m benchmarks.wrong_decisions``.
+    """
+    model, record, _ = setting.trained
+    right = known_wrong(setting.data, 20, action, SEED)
+    made = with_clean_rows(setting, right, 0.5)
+    assert len(made.ids) == 40
+    truth = dict(zip(setting.data.ids, setting.data.truth.tolist(), strict=True))
+    assert sum(truth[row] == label for row, label in made.relabelled.items()) == (20 if action == "relabel" else 0)
+    on_right = train_references(model, right.apply(setting.data), record, count=0).coupled
+    assert on_right is not None
+    found = compare(setting, right, on_right, 0.5, references=2)
+    unedited, edited, retrain = (found[name] for name in ("unedited", "edited", "coupled retrain"))
+    assert edited["KL, as made"] < 0.7 * unedited["KL, as made"]
+    assert edited["cosine changed"] > 0.9
+    assert edited["phi error, as made"] < 0.5 * edited["phi error, right"]
+    assert edited["phi error, right"] == pytest.approx(retrain["phi error, right"], rel=0.3)
+    assert (retrain["KL, as made"], retrain["phi error, as made"]) == (0, 0)
 
 
 def test_every_step_and_cost_is_in_the_edit(setting: Setting) -> None:
