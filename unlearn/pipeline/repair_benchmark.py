@@ -80,7 +80,7 @@ def detected(run: Run) -> Changes:
         InputError: it found nothing to act on.
     """
     run_stages(run, until="decide")
-    changes = Changes.load(run.folder / "decisions.csv")
+    changes = Changes.load(run.folder / "decisions.csv").on(run.data)
     if not changes.ids:
         raise InputError(f"nothing was found to act on in {run.folder}; give --rows, or a recipe with more noise")
     return changes

@@ -112,6 +112,7 @@ class Rival:
             RecordError: the record lacks what the rival needs.
         """
         rows = as_rows(data)
+        changes = changes.on(rows)
         changes.check(rows, allow_empty_class=True)
         if changes.relabelled and not self.handles(changes):
             raise InputError(
