@@ -83,11 +83,11 @@ def main(words: list[str] | None = None) -> None:
     else:
         with tempfile.TemporaryDirectory() as folder:
             facts = benchmark_repair(load_recipe(asked.recipe), folder, rows=asked.rows)
-    rows = "" if facts["detected"] else f" --rows {facts['changed'][0]}"
+    rows = f" --rows {facts['changed'][0]}" if facts["which"].startswith("known") else ""
     floor = sum(f["floor"] for f in facts["floors"]) / len(facts["floors"])
-    what = "as detected" if facts["detected"] else "known to be mislabelled"
+    what = f"{facts['action']} {facts['changed']} of {facts['rows']} rows, {facts['which']}"
     print(f"# python -m benchmarks.repair {facts['recipe']}{rows}\n\n{threads()}; seeds {facts['seeds']}, mean (worst)")
-    print(f"\n{facts['action']} {facts['changed']} of {facts['rows']} rows, {what}; KL between retrains {floor:.3g}.")
+    print(f"\n{what}; KL between retrains {floor:.3g}.")
     print(tables(facts))
     print(bars(facts))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from unlearn.cli.benchmark import _short
 from unlearn.pipeline import repair_benchmark
 from unlearn.repair import RIVALS
 from unlearn.repair.rivals import dampening, descent, gradient_ascent, influence_step, neggrad_plus
@@ -30,7 +31,7 @@ def small_grid(monkeypatch: pytest.MonkeyPatch) -> None:
 def removal_recipe(tiny_recipe: Path, tmp_path: Path) -> Path:
     path = tmp_path / "removal.toml"
     text = tiny_recipe.read_text().replace('"relabel"', '"remove"').replace("epochs = 5", "epochs = 3")
-    path.write_text(text.replace('"self-influence", "gif", "loss"', ""))
+    path.write_text(text.replace('"self-influence", "gif", "loss"', "").replace("batch_size = 64", "batch_size = 128"))
     return path
 
 
@@ -58,7 +59,7 @@ def test_the_command_prints_the_frontier_within_80_columns_and_keeps_what_it_mea
             assert best["KL"]["mean"] <= row["KL"]["mean"]
             assert best["cosine test"]["worst"] >= row["cosine test"]["worst"]
     tuned = next(row for row in one["chosen"] if row["method"] == "fine-tune")
-    assert f"{1000 * tuned['KL']['mean']:.1f}/" in out
+    assert f"{_short(1000 * tuned['KL']['mean'])}/{_short(1000 * tuned['KL']['worst'])}" in out
     page = (out_folder / "repair.html").read_text()
     assert page.count("<svg") == 4
     assert "<script" not in page
@@ -73,7 +74,7 @@ def test_one_seed_as_detected_shows_oracles_only(
     code, out, _ = unlearn("benchmark", "repair", removal_recipe, "--seeds", "3", "--json")
     assert code == 0
     facts = json.loads(out)
-    assert facts["detected"]
+    assert facts["which"] == "as detected"
     assert facts["changed"][0] > 50
     assert {row["method"] for level in facts["levels"] for row in level["chosen"]} <= {"ours", "ours, final only"}
     assert {row["method"] for row in facts["levels"][1]["oracle"]} == {"fine-tune", "random labels"}
@@ -85,6 +86,13 @@ BAD = {
     "no rows": (["--rows", "0"], "rows is 0, and 144 rows have a wrong label; give 1 to 144"),
     "too many": (["--rows", "145"], "rows is 145"),
 }
+
+
+def test_recipes_whose_rows_are_stated_or_that_have_no_stages(unlearn: Unlearn) -> None:
+    code, _, err = unlearn("benchmark", "repair", "mnist5k-class-removal", "--rows", 5)
+    assert (code, "recipe 'mnist5k-class-removal' has action 'remove-class'; leave rows out" in err) == (2, True)
+    code, _, err = unlearn("benchmark", "repair", "digits-linear-certified")
+    assert (code, "has no stages to detect or verify" in err) == (2, True)
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -95,7 +95,7 @@ def _mean_and_worst(values: list[float], column: str) -> object:
 @benchmark.command()
 @click.argument("recipe")
 @click.option("--seeds", default="0,1,2", show_default=True, metavar="A,B", help="Shifts of the recipe's seeds.")
-@click.option("--rows", type=int, help="Act on so many truly mislabelled rows; on those detected if not given.")
+@click.option("--rows", type=int, help="Act on so many mislabelled rows; on those detected if not given.")
 @click.option(
     "--out", type=click.Path(), help="Folder for the trainings, repair.json and repair.html; none is kept else."
 )
@@ -144,9 +144,8 @@ MEASURES = {"phi error / spread": "phi error", "KL": "KL x1000", "cosine changed
 
 
 def _print_frontier(facts: Mapping[str, Any]) -> None:
-    what = "as detected" if facts["detected"] else "known to be mislabelled"
     counts = ", ".join(map(str, facts["changed"]))
-    print_wrapped(f"{facts['recipe']}: {facts['action']} {counts} of {facts['rows']} rows, {what}.\n")
+    print_wrapped(f"{facts['recipe']}: {facts['action']} {counts} of {facts['rows']} rows, {facts['which']}.\n")
     several = len(facts["seeds"]) > 1
     lines, hows = [], []
     for row in [facts["unedited"], *facts["ours"]]:

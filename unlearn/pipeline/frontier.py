@@ -20,7 +20,7 @@ from unlearn.errors import InputError
 from unlearn.pipeline.repair_benchmark import COSTS, OURS, OURS_FINAL, Point, detected, known_wrong, measure_repairs
 from unlearn.pipeline.reseeded import reseeded
 from unlearn.pipeline.run import FORMAT, Run
-from unlearn.pipeline.stages import run_stages
+from unlearn.pipeline.stages import check_has_stages, run_stages
 from unlearn.progress import track
 from unlearn.recipe import Recipe
 
@@ -44,7 +44,7 @@ def benchmark_repair(
         recipe: whose model, data, detection and action are taken.
         folder: where the runs go, one a seed; what is finished there is taken up.
         seeds: shifts of the recipe's seeds of noise and training.
-        rows: how many truly mislabelled rows to act on; None for those that the recipe detects.
+        rows: how many truly mislabelled rows to act on; None for those that the recipe detects, or states.
         device: what to compute on.
 
     Returns:
@@ -52,12 +52,18 @@ def benchmark_repair(
         :func:`frontier`), ``failed`` (number of settings of each rival that diverged) and every point.
 
     Raises:
-        InputError: seeds that are none or named twice, or rows that can not be meant.
+        InputError: seeds that are none or named twice, rows that can not be meant, or a recipe without these stages.
     """
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise InputError(f"seeds are {list(seeds)}; give at least one, each once and 0 or more, such as 0,1,2")
-    runs = {seed: Run(Path(folder) / f"seed-{seed}", reseeded(recipe, seed), device) for seed in seeds}
+    check_has_stages(recipe)
     action = recipe.repair.action
+    if rows is not None and action not in ("remove", "relabel"):
+        raise InputError(
+            f"rows acts on mislabelled rows by remove or relabel, and recipe {recipe.name!r} has action {action!r}; "
+            "leave rows out"
+        )
+    runs = {seed: Run(Path(folder) / f"seed-{seed}", reseeded(recipe, seed), device) for seed in seeds}
     if rows is not None:
         known = {seed: known_wrong(run.data, rows, action, run.recipe.train.train_seed) for seed, run in runs.items()}
     points: list[Point] = []
@@ -71,11 +77,14 @@ def benchmark_repair(
         floors.append(floor)
         changed.append(len(changes.ids))
     failed = [p.method for p in points if p.measures is None]
+    which = "known to be mislabelled" if rows is not None else "as detected"
+    if run.stated is not None:
+        which = "as the recipe says"
     return {
         "format": FORMAT,
         "recipe": recipe.name,
         "action": action,
-        "detected": rows is None,
+        "which": which,
         "seeds": list(seeds),
         "rows": len(run.data),
         "changed": changed,

@@ -59,8 +59,8 @@ def known_wrong(data: Rows, count: int, action: str, seed: int) -> Changes:
 
     >>> import torch
     >>> rows = Rows.from_tensors(torch.eye(3), torch.tensor([0, 1, 1])).with_truth(torch.tensor([0, 0, 1]))
-    >>> known_wrong(rows, 1, "relabel", seed=0)
-    Changes(removed=(), relabelled={'1': 0})
+    >>> known_wrong(rows, 1, "relabel", seed=0).relabelled
+    {'1': 0}
     """
     if data.truth is None:
         raise InputError(f"the true labels of {data.name} are not known; leave rows out to act on the rows detected")

@@ -28,7 +28,7 @@ def render_frontier(facts: Mapping[str, Any]) -> str:
     Raises:
         InputError: facts of another format.
 
-    >>> facts = {"format": 1, "recipe": "digits-quick", "seeds": [0], "rows": 9, "changed": [2], "detected": True}
+    >>> facts = {"format": 1, "recipe": "digits-quick", "seeds": [0], "rows": 9, "changed": [2], "which": "as detected"}
     >>> none = {"method": "unedited", "cost": 0.0, **{name: {"mean": 1.0, "worst": 1.0} for name in TITLES}}
     >>> facts |= {"action": "remove", "levels": [], "floors": [{"floor": 0.1}], "unedited": none, "ours": []}
     >>> page = render_frontier(facts)
