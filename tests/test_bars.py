@@ -10,8 +10,8 @@ import torch
 from benchmarks.setting import Comparison, Setting
 from benchmarks.wrong_decisions import compare, with_clean_rows
 from unlearn.detect import margin_trajectory, ranking_quality, self_influence
-from unlearn.repair import apply_changes
 from unlearn.pipeline.repair_benchmark import known_wrong
+from unlearn.repair import apply_changes
 from unlearn.verification import train_references
 
 SEED = 0
