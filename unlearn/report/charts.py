@@ -208,20 +208,20 @@ def frontier_chart(
     values = [value for *_, value in known] + lines
     if distance:
         low, high = min(values) / 1.2, max(values) * 1.2
-        y_of, y_ticks = _logarithmic(low, high, bottom, top), _log_ticks(low, high)
+        y_of, y_ticks = logarithmic(low, high, bottom, top), log_ticks(low, high)
     else:
         low, high = min(*values, 0.9) - 0.02, 1.0
-        y_of, y_ticks = _linear(low, high, bottom, top), _ticks(low, high, 6)
+        y_of, y_ticks = linear(low, high, bottom, top), ticks(low, high, 6)
     costs = [cost for _, _, cost, _ in known]
     first, last = max(min(costs) / 1.15, _LEAST_COST), max(*costs, 5.0) * 1.15
-    x_of = _logarithmic(first, last, left + 8, _RIGHT)
+    x_of = logarithmic(first, last, left + 8, _RIGHT)
     marks = [
-        Mark(_round(x_of(max(cost, first))), _round(y_of(value)), letter, kind) for kind, letter, cost, value in known
+        Mark(rounded(x_of(max(cost, first))), rounded(y_of(value)), letter, kind) for kind, letter, cost, value in known
     ]
 
     def line(value: Any) -> float | None:
         x = finite(value)
-        return None if x is None or (distance and x <= 0) else _round(y_of(x))
+        return None if x is None or (distance and x <= 0) else rounded(y_of(x))
 
     return FrontierChart(
         bottom + 40,
@@ -229,8 +229,8 @@ def frontier_chart(
         _RIGHT,
         top,
         bottom,
-        [Tick(_round(x_of(x)), number(x, trim=True)) for x in _log_ticks(first, last)],
-        [Tick(_round(y_of(y)), number(y, trim=True)) for y in y_ticks],
+        [Tick(rounded(x_of(x)), number(x, trim=True)) for x in log_ticks(first, last)],
+        [Tick(rounded(y_of(y)), number(y, trim=True)) for y in y_ticks],
         sorted(marks, key=lambda mark: mark.kind != "rival"),
         line(unedited),
         line(retrain),
