@@ -115,7 +115,7 @@ def rollback(run_folder: str, batch: int, knows_deleted: bool, reason: str, wait
     The requests that it does not answer wait again.
 
     \b
-    Example: unlearn request rollback runs/digits 2 --knows-deleted --reason "outage"
+    Example: unlearn request rollback runs/digits 2 --reason "outage"
     """
     from unlearn.requests import rollback as roll_back
 

@@ -144,7 +144,7 @@ def cost_chart(costs: Mapping[str, Any], distances: Mapping[Any, Any], floor: An
 
     >>> chart = cost_chart({"edited": 4, "retrained": 16}, {"edited": 0.3}, 0.1)
     >>> [(mark.model, mark.kind, mark.x, mark.before) for mark in chart.marks]
-    [('edited', 'edited', 125.0, False), ('retrained', 'retrain', 335.0, True)]
+    [('retrained', 'retrain', 335.0, True), ('edited', 'edited', 125.0, False)]
     """
     ground = finite(floor)
     places = {model: (finite(costs.get(model)), finite(distance)) for model, distance in distances.items()}
