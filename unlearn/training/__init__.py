@@ -5,7 +5,7 @@ from unlearn.training.load import load_checkpoint
 from unlearn.training.optimum import train_to_optimum
 from unlearn.training.order import BatchOrder
 from unlearn.training.perturbed_logistic import SignedRows, draw_noise, train_perturbed
-from unlearn.training.record import TrainingRecord
+from unlearn.training.record import TrainingRecord, optimizer_of
 from unlearn.training.recorder import TRAJECTORY_FILE, Recorder
 from unlearn.training.replay import replay
 from unlearn.training.settings import TrainSettings
@@ -27,6 +27,7 @@ __all__ = [
     "draw_noise",
     "fresh_weights",
     "load_checkpoint",
+    "optimizer_of",
     "replay",
     "run_steps",
     "train",

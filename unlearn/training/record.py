@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import nn
 
 from unlearn.atomic import write_atomically
 from unlearn.errors import RecordError, did_you_mean
 from unlearn.training.order import BatchOrder
+from unlearn.training.settings import build_optimizer
 from unlearn.training.snapshots import Snapshot, read_snapshot, snapshot_path
 
 VERSION = 1
@@ -176,6 +179,23 @@ class TrainingRecord:
             )
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise RecordError(f"the training record is damaged ({error!r}); restore it from a copy") from error
+
+
+def optimizer_of(model: nn.Module, record: TrainingRecord) -> torch.optim.Optimizer:
+    """Return the recorded optimizer, afresh, over the model's trainable parameters; its rate is set step by step.
+
+    >>> optimizer_of(nn.Linear(2, 1), TrainingRecord("sgd", 0.1, 5, momentum=0.9)).param_groups[0]["momentum"]
+    0.9
+    """
+    return build_optimizer(
+        model,
+        record.optimizer,
+        lr=0.0,
+        momentum=record.momentum,
+        weight_decay=record.weight_decay,
+        betas=record.betas,
+        eps=record.eps,
+    )
 
 
 def write_order(path: Path, order: BatchOrder) -> None:

@@ -11,8 +11,7 @@ from torch import nn
 from unlearn.data import Rows
 from unlearn.errors import RecordError
 from unlearn.tasks import get_task
-from unlearn.training.record import TrainingRecord
-from unlearn.training.settings import build_optimizer
+from unlearn.training.record import TrainingRecord, optimizer_of
 from unlearn.training.snapshots import Snapshot
 from unlearn.training.trainer import run_steps
 
@@ -61,15 +60,7 @@ def replay(
     if not 0 <= start <= record.steps:
         raise RecordError(f"the replay would start at step {start}; the recorded training has steps 0..{record.steps}")
     model = copy.deepcopy(model)
-    optimizer = build_optimizer(
-        model,
-        record.optimizer,
-        lr=0.0,
-        momentum=record.momentum,
-        weight_decay=record.weight_decay,
-        betas=record.betas,
-        eps=record.eps,
-    )
+    optimizer = optimizer_of(model, record)
     if snapshot is not None:
         snapshot.restore_optimizer(model, optimizer)
     stops = sorted({step for step in record.snapshots if take is not None and step > start} | {record.steps})

@@ -21,8 +21,7 @@ from unlearn.data import Rows
 from unlearn.errors import InputError, RecordError
 from unlearn.repair import Changes
 from unlearn.tasks import get_task
-from unlearn.training import Recorder, TrainingRecord, fresh_weights, run_steps
-from unlearn.training.settings import build_optimizer
+from unlearn.training import Recorder, TrainingRecord, fresh_weights, optimizer_of, run_steps
 from unlearn.verification.processes import Processes, allowed_processes, each_seed
 from unlearn.verification.references import FIRST_SEED, Price, Retrain, Train, exchanged, retrain_epochs
 from unlearn.verification.retrain_store import RetrainStore
@@ -169,15 +168,7 @@ def learn(
     start, other = fresh_weights(model, seed), exchanged(record, seed)
     if other.order is None:
         raise RecordError("the training record has no row order")
-    optimizer = build_optimizer(
-        start,
-        record.optimizer,
-        lr=0.0,
-        momentum=record.momentum,
-        weight_decay=record.weight_decay,
-        betas=record.betas,
-        eps=record.eps,
-    )
+    optimizer = optimizer_of(start, record)
     recorder = Recorder(
         start,
         optimizer,

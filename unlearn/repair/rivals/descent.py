@@ -13,8 +13,7 @@ from unlearn.data import Rows
 from unlearn.errors import RecordError
 from unlearn.modes import copy_modes
 from unlearn.tasks import get_task
-from unlearn.training import BatchOrder, TrainingRecord, run_steps
-from unlearn.training.settings import build_optimizer
+from unlearn.training import BatchOrder, TrainingRecord, optimizer_of, run_steps
 from unlearn.training.trainer import Objective
 
 BATCH_SIZE = 128
@@ -41,15 +40,7 @@ def descend(
     if record.optimizer == "lbfgs":
         raise RecordError("the record is of a training to the optimum (lbfgs); retrain instead, it has no steps to run")
     moved = copy.deepcopy(model)
-    optimizer = build_optimizer(
-        moved,
-        record.optimizer,
-        lr=0.0,
-        momentum=record.momentum,
-        weight_decay=record.weight_decay,
-        betas=record.betas,
-        eps=record.eps,
-    )
+    optimizer = optimizer_of(moved, record)
     processed = run_steps(
         moved,
         optimizer,
