@@ -7,6 +7,7 @@ shadow models are kept there.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -87,7 +88,7 @@ def models_of(setting: Setting, changes: Changes, edit: Edit) -> dict[str, nn.Mo
         "fine-tuned 1 epoch": ("fine-tune", {"epochs": 1.0}),
         f"fine-tuned {epochs} epochs": ("fine-tune", {"epochs": float(epochs)}),
         f"replayed {epochs} epochs": ("replay", {"epochs": float(epochs)}),
-        "gradient ascent": ("gradient ascent", {"passes": 10.0, "lr": 0.01}),
+        "gradient ascent": ("gradient ascent", {"passes": 10 / math.ceil(len(changes.ids) / 128), "lr": 0.01}),
     }
     rivals = {
         name: RIVALS[rival](model, setting.data, changes, record, setting=options).model
