@@ -69,17 +69,7 @@ class Basis:
         step = max(1, _CHUNK_BYTES // sample)
         for start in range(0, b, step):
             samples = slice(start, start + step)
-            x, y = a[:, samples], d[:, samples]
-            if early_inputs:
-                x = self._rotated_inputs(x)
-            if early_outputs:
-                y = _times(y, self.outputs)
-            block = y.mT @ x
-            if not early_inputs:
-                block = self._rotated_inputs(block)
-            if not early_outputs:
-                block = _times(block.mT, self.outputs).mT
-            yield block
+            yield self._product(a[:, samples], d[:, samples], early_inputs, early_outputs)
 
     def outer_sum(self, a: Tensor, d: Tensor) -> Tensor:
         """Return the rotated sum of the gradients of all samples, (g, o, i), from (g, b, t, i) and (g, b, t, o).
@@ -87,9 +77,13 @@ class Basis:
         Each basis is applied where it meets fewer rows: to the samples, or to their sum. No (b, o, i) tensor exists.
         """
         x, y = a.flatten(1, 2), d.flatten(1, 2)
-        rows, early_inputs, early_outputs = x.shape[1], x.shape[1] <= d.shape[3], x.shape[1] <= a.shape[3]
+        rows = x.shape[1]
         if rows == 0:
             return a.new_zeros(len(a), d.shape[3], a.shape[3])
+        return self._product(x, y, rows <= d.shape[3], rows <= a.shape[3])
+
+    def _product(self, x: Tensor, y: Tensor, early_inputs: bool, early_outputs: bool) -> Tensor:
+        """Return y^T x (g, ..., o, i), each side rotated before the product or after it."""
         if early_inputs:
             x = self._rotated_inputs(x)
         if early_outputs:
