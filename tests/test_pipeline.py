@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import nn
 
-from unlearn.errors import FolderError, InputError, RecordError, RowNotFoundError, UnlearnError
+from unlearn.errors import FolderError, InputError, RecipeError, RecordError, RowNotFoundError, UnlearnError
 from unlearn.pipeline import Run, run_stages, stages
 from unlearn.recipe import load_recipe, parse_recipe
 from unlearn.repair import Changes
@@ -118,6 +118,27 @@ def test_data_and_model_that_do_not_fit_are_refused_before_a_folder_is_made(
     with pytest.raises(UnlearnError, match=message):
         Run.create(tmp_path / "run", recipe)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_may_ask_for_an_audit(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = copy_of(tiny_run, tmp_path)
+    asked: list[int] = []
+    monkeypatch.setattr(stages, "audit_run", lambda run, shadows: asked.append(shadows))
+    run_stages(run)
+    assert asked == []
+    (run.folder / "recipe.toml").write_text(run.recipe.text + "shadows = 8\n")
+    run_stages(Run.open(run.folder))
+    assert asked == [8]
+    with pytest.raises(RecipeError, match="give at least 6 shadows, half of them with the rows, or 0 for no audit"):
+        parse_recipe(run.recipe.text + "shadows = 5\n")
+
+
+def test_an_edit_takes_audit_and_evidence_of_an_older_one_away(tiny_run: Path, tmp_path: Path) -> None:
+    run = copy_of(tiny_run, tmp_path)
+    for name in ("audit.json", "evidence.json"):
+        (run.folder / name).write_text("{}")
+    stages.write_edit(run, run.edit())
+    assert [name for name in ("audit.json", "evidence.json", "report.html") if (run.folder / name).exists()] == []
 
 
 @pytest.mark.parametrize("name", ["detection.json", "verdict.json", "timings.json"])

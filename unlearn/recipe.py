@@ -186,11 +186,18 @@ class RepairSection(_Section):
 
 
 class VerifySection(_Section):
-    """What the edit is held against."""
+    """What the edit is held against; with ``shadows`` models its rows are audited for membership too, with 0 not."""
 
     references: int = Field(default=5, ge=0)
+    shadows: int = Field(default=0, ge=0)
     tolerance: float = Field(default=1.5, gt=0)
     verdict_seed: int = 0
+
+    @model_validator(mode="after")
+    def _enough_shadows(self) -> VerifySection:
+        if 0 < self.shadows < 6:
+            raise ValueError("give at least 6 shadows, half of them with the rows, or 0 for no audit")
+        return self
 
 
 class CertifiedSection(_Section):

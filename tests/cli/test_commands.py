@@ -100,12 +100,28 @@ def test_repair_by_hand_keeps_the_run_consistent(unlearn: Unlearn, run_copy: Pat
     assert "UNDECIDED" in out
 
 
-def test_a_new_verdict_takes_the_older_report_away(unlearn: Unlearn, run_copy: Path) -> None:
-    """Rejects a report that shows another verdict than verdict.json."""
-    assert (run_copy / "report.html").exists()
-    assert unlearn("verify", run_copy, "--references", 0)[0] == 3
-    assert not (run_copy / "report.html").exists()
-    assert not (run_copy / "report.json").exists()
+def test_a_new_verdict_is_in_the_report(unlearn: Unlearn, run_copy: Path) -> None:
+    """Rejects a report that shows another verdict than verdict.json, and evidence that looks like one."""
+    before = json.loads((run_copy / "report.json").read_text())
+    assert before["verdict"]["table"]
+    assert before["evidence"] is None
+    code, out, _ = unlearn("verify", run_copy, "--references", 0)
+    assert code == 3
+    assert "evidence, never a verdict: " in out
+    assert out.endswith(f"report: {run_copy / 'report.html'}\n")
+    after = json.loads((run_copy / "report.json").read_text())
+    assert after["verdict"]["reason"] == json.loads((run_copy / "verdict.json").read_text())["reason"]
+    assert after["verdict"]["table"] == []
+    assert after["evidence"]["verdict"] is None
+    assert "Evidence, never a verdict" in (run_copy / "report.html").read_text()
+
+
+def test_one_changed_row_is_too_few_for_evidence(unlearn: Unlearn, run_copy: Path) -> None:
+    row = (run_copy / "decisions.csv").read_text().splitlines()[2].split(",")[0]
+    assert unlearn("repair", "remove", run_copy, row, "--replace", "--budget", 0)[0] == 0
+    code, out, err = unlearn("verify", run_copy, "--references", 0)
+    assert (code, "UNDECIDED" in out, err) == (3, True, "references: 1 retrain of 5 training epochs, 5 in all\n")
+    assert not (run_copy / "evidence.json").exists()
 
 
 def test_retrains_of_ones_own_are_the_references(unlearn: Unlearn, run_copy: Path) -> None:

@@ -45,6 +45,43 @@ def part(name, worse):
     return {"group": "test", "kind": "class", "part": name, "rows": 98, **accuracies, **distances}
 
 
+def rates(group, attack, models, tpr):
+    bounds = {"tpr": tpr, "lower": tpr - 0.0523, "upper": tpr + 0.0617}
+    around = {"auc": 0.873, "fpr": 0.0099, "fpr_upper": 0.0147, "rows": 431, "never": 3433}
+    return {"group": group, "attack": attack, "models": models, **bounds, **around}
+
+
+def flagged_row(rank):
+    row = {"id": f"mnist5k-{rank:04d}", "label": 3, "phi": -2.31, "never_mean": -8.11, "never_std": 0.731}
+    return {**row, "learned_mean": 0.431, "learned_std": 0.642, "p": 0.00231, "flag": "still remembered"}
+
+
+AUDIT = {
+    "outcome": "undecided",
+    "reason": "too few rows to say more: lira finds 5% of 20 rows",
+    "fpr": 0.01,
+    "tolerance": 0.2,
+    "models": {"never": 8, "learned": 9, "unlearned": 4},
+    "remembered": 48,
+    "over_forgotten": 1,
+    "table": [
+        rates("all", "lira", "audited", 0.374),
+        rates("all", "lira", "learned", 0.912),
+        rates("all", "less-confident", "audited", 0.112),
+    ],
+    "beside": [
+        {"model": "unedited", "outcome": "fail", "remembered": 133, "over_forgotten": 2}
+        | {"table": [rates("all", "lira", "audited", 0.8877)]}
+    ],
+    "epsilon": {
+        "unlearned": {"median": 1.79, "by_chance": 1.59, "mean": 1.77, "largest": 1.791, "at_cap": 423}
+        | {"cap": 1.792, "models": [6, 11], "delta": 0.0, "quality": 0.127}
+    },
+    "rows": 430,
+    "flagged": [flagged_row(7)],
+    "notes": ["no models learned and unlearned"],
+}
+
 REPORT = {
     "format": 1,
     "recipe": {"name": "mnist5k-relabel", "description": "Relabel digits.", "text": "[data]\n", "sha256": "9f" * 32},
@@ -121,6 +158,18 @@ REPORT = {
         "subgroups": [part("3", True), part("4", False)],
         "weights": [{"model": "edited", "reference": "coupled", "value": 6.13, "floor": 9.14}],
         "table": [bounds("changed", 2.4, 1.92, 3.04), bounds("test", 0.97, 0.81, None)],
+    },
+    "audit": AUDIT,
+    "evidence": {
+        "reading": "still remembered",
+        "reason": "phi of the changed rows is above that of held-out rows",
+        "cost_epochs": 4.21,
+        "against_held_out": [
+            {"quantity": "phi", "model": "edited", "changed": -3.92, "held_out": -4.81, "auc": 0.653}
+            | {"lower": 0.631, "upper": 0.677, "p": 0.00027}
+        ],
+        "prediction": [{"group": "changed", "predicted": 3.83, "actual": 2.71, "cosine": 0.551, "slope": 0.2312}],
+        "notes": ["the damping is a tenth of the mean eigenvalue"],
     },
     "checkpoint": {
         "original": {"file": "original.safetensors", "digest": "1c" * 32},

@@ -83,7 +83,7 @@ def test_digests_and_recipe_are_shown():
 def test_a_section_may_be_missing(section, gone):
     report = {**REPORT, section: None} if gone == "null" else {k: v for k, v in REPORT.items() if k != section}
     page = Page(render_report(report, IMAGES))
-    if section not in ("recipe", "versions", "data", "model", "training", "verdict"):
+    if section not in ("recipe", "versions", "data", "model", "training", "verdict", "evidence"):
         assert any(a.get("class") == "missing" for a in page.all("p"))
     assert not re.search("None|Undefined", page.text)
 
@@ -159,6 +159,8 @@ def test_headings_go_down_one_level_at_a_time():
 def test_order_of_the_page():
     titles = ["What was changed", "What this does not show", "Models compared with", "The verdict's rule"]
     titles += [
+        "Evidence, never a verdict",
+        "Membership audit",
         "The rows",
         "Scores and cut-off",
         "Detection quality",
@@ -203,6 +205,27 @@ def test_a_removal_is_named_so():
     assert "training rows of mnist5k were removed" in page
     assert "a higher accuracy here is a trace of the row" in page
     assert "a higher accuracy here is a trace of the row" not in PAGE
+
+
+def test_a_run_without_an_audit_says_so():
+    page = Page(render_report({**REPORT, "audit": None}))
+    assert "No membership audit was run" in page.text
+    assert "unlearn audit RUN" in page.text
+    assert "No membership audit was run" not in Page(PAGE).text
+
+
+def test_the_audit_shows_every_model_by_every_attack():
+    table = re.search(r'aria-label="Attacks: All changed rows".*?</table>', PAGE, re.DOTALL).group()
+    lines = [
+        [Page(cell).text.strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", line)] for line in table.split("<tr")[1:]
+    ]
+    assert lines == [
+        ["model", "audit", "lira", "less-confident", "remembered", "over-forgotten"],
+        ["edited", "undecided", "37 %32 to 44AUC 0.873", "11 %6 to 17AUC 0.873", "48", "1"],
+        ["unedited", "fail", "89 %84 to 95AUC 0.873", "", "133", "2"],
+        ["learned the rows", "", "91 %86 to 97AUC 0.873", "", "", ""],
+        ["false positives", "", "1 %", "1 %", "", ""],
+    ]
 
 
 def test_measures_of_the_verdict_stand_in_for_the_verification():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -280,13 +281,37 @@ def test_audit_of_a_run(unlearn: Callable[..., tuple[int, str, str]], run_copy: 
     code, out, err = unlearn("audit", run_copy, "--shadows", 6, "--unlearned", 0)
     assert code in (0, 1, 3)
     assert "shadow models: 4 retrains of 5 training epochs, 20 in all; 2 were finished before" in err
-    assert max(map(len, out.splitlines())) <= 80
+    assert max(len(printed) for printed in out.splitlines() if not printed.startswith("report: ")) <= 80
     facts = json.loads((run_copy / "audit.json").read_text())
     assert f"audit: {facts['outcome'].upper()}. " in out
+    assert [one["model"] for one in facts["beside"]] == ["unedited", "fine-tuned 4", "replayed 4"]
+    shown = json.loads((run_copy / "report.json").read_text())
+    assert (shown["audit"]["table"], shown["audit"]["rows"]) == (facts["table"], len(facts["rows"]))
+    assert shown["verdict"]["outcome"] == json.loads((run_copy / "verdict.json").read_text())["outcome"]
+    assert facts["reason"] in html.unescape((run_copy / "report.html").read_text())
     assert code == {"pass": 0, "fail": 1, "undecided": 3}[facts["outcome"]]
     again, out, err = unlearn("audit", run_copy, "--shadows", 6, "--unlearned", 0, "--json")
     assert (again, json.loads(out)) == (code, facts)
     assert "nothing to train; 6 retrains were finished before" in err
+
+
+def test_models_beside_the_edit_are_attacked_alike(trained: Trained) -> None:
+    """Rejects rivals that are scored by U-LiRA's models, by their own rows, or under another's name."""
+    edit = trained.edit
+    audit = unlearn.membership_audit(edit, shadows=trained.shadows, rivals={"unseen": trained.unseen[0]})
+    alone = {
+        "unedited": unlearn.membership_audit(edit.original, edit.data, edit.changes.ids, shadows=trained.shadows),
+        "unseen": unlearn.membership_audit(replace(edit, model=trained.unseen[0]), shadows=trained.shadows),
+    }
+    assert [one["model"] for one in audit.beside] == list(alone)
+    for one in audit.beside:
+        other = alone[one["model"]]
+        wanted = [row for row in other.table if row["models"] == "audited" and row["attack"] != "u-lira"]
+        assert one["table"] == wanted
+        assert one["remembered"] == len(other.flagged("still remembered"))
+        assert one["over_forgotten"] == len(other.flagged("over-forgotten"))
+    assert audit.beside[0]["outcome"] == "fail"
+    assert audit.beside[0]["remembered"] > audit.to_dict()["remembered"]
 
 
 def test_changes_of_labels_are_audited_at_the_old_label(trained: Trained) -> None:

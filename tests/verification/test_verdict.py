@@ -143,7 +143,10 @@ def test_undecided_says_how_many_more_references():
     assert Ratio(1.0, references=3, s_references=0.3, s_rows=0.5, rows=20).more_references(1.5) is None
     verdict = decide({"test": GroupPhi([0.7], [9.0], [[-1.0], [0.0], [1.0]])})
     assert verdict.outcome == "undecided"
-    assert re.search(r"about \d+ more references? would decide$", verdict.reason)
+    more = verdict.more_references
+    assert more is not None
+    assert re.search(rf"about {more} more references? would decide$", verdict.reason)
+    assert Verdict.from_dict(json.loads(verdict.to_json())).more_references == more
 
 
 def test_undecided_at_the_tolerance_says_references_would_not_help():
@@ -151,6 +154,7 @@ def test_undecided_at_the_tolerance_says_references_would_not_help():
     verdict = decide({"test": group(NORMAL[0], rows=40)}, tolerance=r * 1.0001)
     assert verdict.outcome == "undecided"
     assert "more references alone would not decide" in verdict.reason
+    assert verdict.more_references is None
 
 
 def test_tolerance_moves_the_outcome():

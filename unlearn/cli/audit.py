@@ -23,26 +23,31 @@ def audit(run_folder: str, shadows: int, unlearned: int | None, top: int, device
     Shadow models are trained with the rows, without them, and with them and then
     edited as the run's model was. What this costs is told first; finished models
     are kept in the run folder, and what was stopped goes on there. Two-sided: a
-    row that the model is too little sure of gives itself away as well.
+    row that the model is too little sure of gives itself away as well. The
+    unedited model and rivals at the edit's cost are attacked beside it, and the
+    run's report shows it all.
 
     Exits with 0 for a pass, 1 for a fail, 3 for undecided.
 
     \b
     Example: unlearn audit runs/digits --shadows 32
     """
-    from unlearn.pipeline import Run
+    from unlearn.pipeline import Run, report_stage
     from unlearn.pipeline.audit import audit_run
 
+    run = Run.open(run_folder, device=device)
     found = audit_run(
-        Run.open(run_folder, device=device),
+        run,
         shadows,
         unlearned=unlearned,
         tell=lambda price: click.echo(f"shadow models: {price}", err=True),
     )
+    report_stage(run)
     if as_json:
         print_json(found.to_dict())
     else:
         _print(found.to_dict(), top)
+        click.echo(f"report: {run.folder / 'report.html'}")
     click.get_current_context().exit(found.exit_code)
 
 
@@ -66,6 +71,11 @@ def _print(facts: Mapping[str, Any], top: int) -> None:
                 for line in lines
             ],
         )
+    print_table(
+        "models beside it: TPR on all rows; rows flagged as remembered, over-forgotten",
+        ["model", "audit", "lira", "offline", "less-confident", "auc", "flagged"],
+        [_model("edited", facts), *(_model(one["model"], one) for one in facts["beside"])],
+    )
     for kind, one in facts["epsilon"].items():
         print_wrapped(
             f"epsilon of {kind} models: median {cell(one['median'])} ({cell(one['by_chance'])} by chance), "
@@ -92,3 +102,16 @@ def _print(facts: Mapping[str, Any], top: int) -> None:
     for note in facts["notes"]:
         print_wrapped(f"note: {note}")
     print_wrapped(f"audit: {facts['outcome'].upper()}. {facts['reason']}")
+
+
+def _model(name: str, facts: Mapping[str, Any]) -> list[object]:
+    """Return a model's line of the table of models."""
+    lines = {line["attack"]: line for line in facts["table"] if (line["group"], line["models"]) == ("all", "audited")}
+    found = [f"{lines[attack]['tpr']:.0%}" for attack in ("lira", "lira-offline", "less-confident")]
+    return [
+        name,
+        facts["outcome"],
+        *found,
+        f"{lines['lira']['auc']:.2f}",
+        f"{facts['remembered']}, {facts['over_forgotten']}",
+    ]

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from unlearn.cli.certified import print_certified_run
+from unlearn.cli.evidence import print_evidence
 from unlearn.cli.request_rehearsal import run_rehearsal
 from unlearn.cli.shared import (
     NO_BOUND,
@@ -124,6 +125,10 @@ def _print_report(report: dict[str, Any]) -> None:
     click.echo()
     verification, verdict = _section(report, "verification"), _section(report, "verdict")
     print_verdict({**verdict, "measures": verification["table"]})
+    if report["evidence"] and not verdict["table"]:
+        print_evidence(report["evidence"])
+    if report["audit"]:
+        print_wrapped(f"audit: {report['audit']['outcome'].upper()}. {report['audit']['reason']}")
 
 
 def _print_detection(data: dict[str, Any], found: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -90,8 +91,8 @@ def verify(
         )
     if retrained and references is not None:
         raise click.UsageError("--references trains and --retrained gives trained models; pass one of them")
-    from unlearn.pipeline import Run, verify_stage
-    from unlearn.pipeline.evidence import gather_evidence
+    from unlearn.pipeline import Run, report_stage, verify_stage
+    from unlearn.pipeline.evidence import read_evidence
 
     run = Run.open(models[0], device=device)
     verdict = verify_stage(
@@ -101,17 +102,20 @@ def verify(
         processes=_processes(processes),
         tell=lambda price: click.echo(f"references: {price}", err=True),
     )
-    _show(verdict, as_json, None if verdict.table else gather_evidence(run))
+    report_stage(run)
+    _show(verdict, as_json, None if verdict.table else read_evidence(run), run.folder / "report.html")
 
 
-def _show(verdict: Verdict, as_json: bool, evidence: Any = None) -> None:
+def _show(verdict: Verdict, as_json: bool, evidence: dict[str, Any] | None = None, report: Path | None = None) -> None:
     """Print a verdict, and the evidence where there can be none; exit with its code."""
     if as_json:
-        print_json(verdict.to_dict() | ({} if evidence is None else {"evidence": evidence.to_dict()}))
+        print_json(verdict.to_dict() | ({} if evidence is None else {"evidence": evidence}))
     else:
         print_verdict(verdict.to_dict())
         if evidence is not None:
-            print_evidence(evidence.to_dict())
+            print_evidence(evidence)
+        if report is not None:
+            click.echo(f"report: {report}")
     click.get_current_context().exit(verdict.exit_code)
 
 

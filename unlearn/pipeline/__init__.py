@@ -6,6 +6,7 @@ from unlearn.pipeline.run import Run
 from unlearn.pipeline.stages import (
     check_has_stages,
     edit_units,
+    report_stage,
     run_stages,
     suggestions_of,
     verify_stage,
@@ -19,6 +20,7 @@ __all__ = [
     "check_has_stages",
     "edit_units",
     "remove_certified",
+    "report_stage",
     "run_certified",
     "run_stages",
     "suggestions_of",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from unlearn.atomic import write_atomically
+from typing import Any
+
+from unlearn.atomic import read_json, write_atomically
 from unlearn.pipeline.run import Run
 from unlearn.verification import Evidence, evidence
 
@@ -22,3 +24,9 @@ def gather_evidence(run: Run) -> Evidence:
     found = evidence(edit, held_out=run.test, looks_like=looks_like)
     write_atomically(run.folder / EVIDENCE_FILE, found.to_json().encode())
     return found
+
+
+def read_evidence(run: Run) -> dict[str, Any] | None:
+    """Return the run's evidence as plain values; None if there is none."""
+    path = run.folder / EVIDENCE_FILE
+    return read_json(path) if path.exists() else None

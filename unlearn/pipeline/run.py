@@ -273,6 +273,11 @@ class Run:
             )
         return facts
 
+    def take_away(self, *stale: str) -> None:
+        """Remove results that would speak of something older."""
+        for name in stale:
+            (self.folder / name).unlink(missing_ok=True)
+
     def write(self, name: str, facts: dict[str, Any]) -> None:
         """Write a JSON file of the run."""
         text = json.dumps({"format": FORMAT, **facts}, indent=1, allow_nan=False)

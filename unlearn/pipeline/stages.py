@@ -19,12 +19,15 @@ from unlearn.atomic import read_json, write_atomically
 from unlearn.checkpoint import save_checkpoint
 from unlearn.errors import InputError
 from unlearn.pipeline.appearance import Appearance
+from unlearn.pipeline.audit import AUDIT_FILE, audit_run
 from unlearn.pipeline.detectors import DETECTORS
+from unlearn.pipeline.evidence import EVIDENCE_FILE, gather_evidence
 from unlearn.pipeline.flagged import write_flagged
+from unlearn.pipeline.rivals import rivals_beside
 from unlearn.pipeline.run import FORMAT, Run
 from unlearn.predict import predict
 from unlearn.recipe import Recipe
-from unlearn.repair import RIVALS, Changes, Edit, OutputCut, apply_changes, drop_outputs, restricted_edit
+from unlearn.repair import Changes, Edit, OutputCut, apply_changes, drop_outputs, restricted_edit
 from unlearn.repair.restricted_steps import EditMethod
 from unlearn.report import assemble_report, listed_rows, render_report
 from unlearn.training import train
@@ -182,7 +185,8 @@ def write_edit(run: Run, edit: Edit) -> None:
     The older checkpoint stays until the new one takes its place.
     """
     tables = [path.name for path in run.folder.glob("rows-*.csv")]
-    _take_away(run, "verdict.json", "report.json", "report.html", "edited-cut.safetensors", *tables)
+    about = ("verdict.json", AUDIT_FILE, EVIDENCE_FILE, "report.json", "report.html", "edited-cut.safetensors")
+    run.take_away(*about, *tables)
     if not _has(run, "decisions.csv") or Changes.load(run.folder / "decisions.csv") != edit.changes:
         edit.changes.save(run.folder / "decisions.csv")
     save_checkpoint(
@@ -219,7 +223,10 @@ def verify_stage(
     processes: Processes = 1,
     tell: Callable[[Price], None] | None = None,
 ) -> Verdict:
-    """Train references (or take the files given), measure distances beside rivals at equal cost, and decide."""
+    """Train references (or take the files given), measure distances beside rivals at equal cost, and decide.
+
+    Without a reference nothing can be decided, and evidence is written instead; it takes two changed rows.
+    """
     section, edit = run.recipe.verify, run.edit()
     retrains: References | Sequence[str] | int = section.references if references is None else references
     if isinstance(retrains, int):
@@ -232,32 +239,29 @@ def verify_stage(
             processes=processes,
             tell=tell,
         )
-    epochs = max(1, round(edit.cost.total))
-    rivals: dict[str, nn.Module] = {}
-    costs: dict[str, float] = {}
-    record, seed = edit.record, run.recipe.train.train_seed + 1
-    if record is not None and record.optimizer != "lbfgs":
-        beside = {"fine-tune": f"fine-tuned {epochs}"}
-        if record.order is not None and epochs <= run.recipe.train.epochs and 0 in record.snapshots:
-            beside["replay"] = f"replayed {epochs}"
-        for rival, name in beside.items():
-            made = RIVALS[rival](edit.original, edit.data, edit.changes, record, setting={"epochs": epochs}, seed=seed)
-            rivals[name], costs[name] = made.model, made.cost
+    rivals = rivals_beside(run, edit)
     verdict = verify(
         edit,
         test=run.test,
         references=retrains,
-        rivals=rivals,
+        rivals={name: rival.model for name, rival in rivals.items()},
         tolerance=section.tolerance,
         seed=section.verdict_seed,
         groups=groups,
     )
-    _take_away(run, "verdict.json", "report.json", "report.html")
-    run.write("rivals.json", {"cost_epochs": costs})
+    run.take_away("verdict.json", "report.json", "report.html")
+    run.write("rivals.json", {"cost_epochs": {name: rival.cost for name, rival in rivals.items()}})
     for group, rows in verdict.rows.items():
         rows.save(run.folder / f"rows-{group}.csv")
+    if not verdict.table and len(edit.changes.ids) > 1:
+        gather_evidence(run)
     write_atomically(run.folder / "verdict.json", verdict.to_json().encode())
     return verdict
+
+
+def audit_stage(run: Run) -> None:
+    """Audit the edit's rows with as many shadow models as the recipe says."""
+    audit_run(run, run.recipe.verify.shadows)
 
 
 def report_stage(run: Run) -> None:
@@ -270,12 +274,6 @@ def report_stage(run: Run) -> None:
     write_atomically(run.folder / "report.html", render_report({"format": FORMAT, **report}, images, texts).encode())
 
 
-def _take_away(run: Run, *stale: str) -> None:
-    """Remove results that would speak of something older."""
-    for name in stale:
-        (run.folder / name).unlink(missing_ok=True)
-
-
 def _has(run: Run, name: str) -> bool:
     return (run.folder / name).exists()
 
@@ -286,6 +284,7 @@ _STAGES: dict[str, tuple[Callable[[Run], Any], str]] = {
     "decide": (decide_stage, "decisions.csv"),
     "repair": (repair_stage, "edited.safetensors"),
     "verify": (verify_stage, "verdict.json"),
+    "audit": (audit_stage, AUDIT_FILE),
     "report": (report_stage, "report.html"),
 }
 
@@ -321,7 +320,9 @@ def run_stages(run: Run, *, until: str = "report", tell: Callable[[str, float | 
     for stage, (function, marker) in _STAGES.items():
         seconds: float | None = None
         if not _has(run, marker):
-            if stage in ("repair", "verify") and not Changes.load(run.folder / "decisions.csv").asked:
+            if stage == "audit" and not run.recipe.verify.shadows:
+                continue
+            if stage in ("repair", "verify", "audit") and not Changes.load(run.folder / "decisions.csv").asked:
                 continue
             if stage == "detect" and run.stated is not None:
                 continue

@@ -17,7 +17,7 @@ from unlearn.detect import read_column
 from unlearn.predict import predict
 from unlearn.recipe import Recipe
 from unlearn.repair import Edit
-from unlearn.report.shown_rows import complete_rows
+from unlearn.report.shown_rows import SHOWN, complete_rows
 from unlearn.training import TrainingRecord
 
 LIMITS = (
@@ -26,6 +26,7 @@ LIMITS = (
     "Rows found by a detector are suspects; clean ones among them are changed too, in the edit and the retrains alike.",
     "The retrained references share recipe and data with the original; another recipe could differ by more.",
 )
+_AUDITED = ("id", "label", "phi", "never_mean", "never_std", "learned_mean", "learned_std", "p", "flag")
 
 
 def assemble_report(
@@ -102,6 +103,8 @@ def assemble_report(
         if verdict is not None
         else None,
         "verdict": verdict,
+        "audit": _audit(_read(folder / "audit.json")),
+        "evidence": _read(folder / "evidence.json"),
         "checkpoint": {
             name: {"file": f"{name}.safetensors", "digest": read_metadata(folder / f"{name}.safetensors")["digest"]}
             for name in ("original", "edited")
@@ -121,6 +124,16 @@ def _costs(folder: Path, recipe: Recipe, edit: Edit | None) -> dict[str, float] 
         return None
     rivals = (_read(folder / "rivals.json") or {}).get("cost_epochs", {})
     return {"unedited": 0.0, "edited": edit.cost.total, **rivals, "retrained": float(recipe.train.epochs)}
+
+
+def _audit(audit: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return an audit with the rows that stand out most in place of all."""
+    if audit is None:
+        return None
+    rows = audit["rows"]
+    flagged = sorted((row for row in rows if row["flag"]), key=lambda row: row["p"])
+    shown = [{name: row[name] for name in _AUDITED} for row in flagged[:SHOWN]]
+    return {**{name: value for name, value in audit.items() if name != "format"}, "rows": len(rows), "flagged": shown}
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from unlearn.errors import InputError
 from unlearn.report.charts import histogram_chart, interval_chart
 from unlearn.report.comparison import GroupTable, group_tables
 from unlearn.report.curves import CostChart, cost_chart, found_chart
+from unlearn.report.membership import attack_tables
 from unlearn.report.pictures import picture
 from unlearn.report.shown_rows import listed_rows
 from unlearn.report.wording import MISSING, number, plain, words
@@ -66,6 +67,10 @@ def render_report(
                 (detection.get("cutoff") or {}).get("count"),
             ),
             costs=[(table.group, chart) for table in tables if (chart := _cost_chart(costs, table)) is not None],
+            attacks=attack_tables(_section(report, "audit")),
+            attack_lines=[
+                (one.get("model"), one.get("table") or []) for one in _section(report, "audit").get("beside") or []
+            ],
             pictures={row: picture(found[row]) for row in listed if row in found},
             texts=texts or {},
         )

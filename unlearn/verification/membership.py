@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from unlearn.verification.membership_verdict import TOLERANCE, MembershipAudit, 
 from unlearn.verification.processes import Processes
 from unlearn.verification.references import Price, Train
 from unlearn.verification.shadows import FEWEST, Repair, Shadows, train_shadows
-from unlearn.verification.signals import read_signals
+from unlearn.verification.signals import Signals, read_signals
 
 Floats = npt.NDArray[np.float64]
 
@@ -50,6 +50,7 @@ def membership_audit(
     *,
     shadows: int | Shadows = SHADOWS,
     unlearned: int | None = None,
+    rivals: Mapping[str, nn.Module] | None = None,
     repair: Repair | None = None,
     record: TrainingRecord | None = None,
     train: Train | None = None,
@@ -74,6 +75,7 @@ def membership_audit(
         shadows: how many models to train, half of them with the rows and half without; or your own models.
         unlearned: how many models learn and then unlearn. By default half of ``shadows`` where an edit has a record
             with its row order, none otherwise.
+        rivals: other models to attack beside, by name; of an edit the unedited model always is.
         repair: ``(model, data, changes, record) -> model``, how they unlearn; by default as the edit was made.
         record: of the original training; that of the edit if None.
         train: ``(data, seed) -> model``, where the record alone can not retrain.
@@ -125,9 +127,15 @@ def membership_audit(
         )
     attacked = rows.only(asked)
     kinds = {kind: [read_signals(one, attacked) for one in getattr(shadows, kind)] for kind in _KINDS}
-    return audit_signals(
-        Read(read_signals(model, attacked), **kinds), attacked, fpr=fpr, tolerance=tolerance, seed=seed
-    )
+
+    def attack(one: nn.Module, **known: list[Signals]) -> MembershipAudit:
+        return audit_signals(
+            Read(read_signals(one, attacked), **known), attacked, fpr=fpr, tolerance=tolerance, seed=seed
+        )
+
+    others = {"unedited": original} if isinstance(edit_or_model, Edit) else {}
+    beside = {name: attack(one, **{**kinds, "unlearned": []}) for name, one in {**others, **(rivals or {})}.items()}
+    return replace(attack(model, **kinds), beside=tuple(_beside(name, audit) for name, audit in beside.items()))
 
 
 def audit_signals(
@@ -153,6 +161,10 @@ def audit_signals(
         tolerance=tolerance,
         models={kind: len(getattr(read, kind)) for kind in _KINDS},
     )
+
+
+def _beside(name: str, audit: MembershipAudit) -> dict[str, Any]:
+    return {"model": name, **audit.summary(), "table": [row for row in audit.table if row["models"] == "audited"]}
 
 
 _KINDS = ("never", "learned", "unlearned")

@@ -48,6 +48,8 @@ class MembershipAudit:
         fpr: false positive rate asked for.
         tolerance: largest true positive rate that passes.
         notes: what a reader should know.
+        beside: the same attacks on other models, for each ``model`` (its name), ``outcome``, ``remembered`` and
+            ``over_forgotten`` (numbers of flagged rows) and the audited lines of its ``table``.
     """
 
     outcome: str
@@ -59,6 +61,7 @@ class MembershipAudit:
     fpr: float
     tolerance: float
     notes: tuple[str, ...] = ()
+    beside: tuple[dict[str, Any], ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -69,11 +72,19 @@ class MembershipAudit:
         """Return ids of the rows with this flag, ``still remembered`` or ``over-forgotten``, the farthest first."""
         return [row["id"] for row in sorted(self.rows, key=lambda row: row["p"]) if row["flag"] == flag]
 
+    def summary(self) -> dict[str, Any]:
+        """Return the outcome and the numbers of flagged rows."""
+        return {
+            "outcome": self.outcome,
+            "remembered": len(self.flagged("still remembered")),
+            "over_forgotten": len(self.flagged("over-forgotten")),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Return the audit as a dictionary of plain values."""
         return {
             "format": FORMAT,
-            "outcome": self.outcome,
+            **self.summary(),
             "reason": self.reason,
             "fpr": self.fpr,
             "tolerance": self.tolerance,
@@ -82,6 +93,7 @@ class MembershipAudit:
             "epsilon": {kind: dict(summary) for kind, summary in self.epsilon.items()},
             "rows": [dict(row) for row in self.rows],
             "notes": list(self.notes),
+            "beside": [dict(one) for one in self.beside],
         }
 
     def to_json(self) -> str:

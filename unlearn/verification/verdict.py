@@ -70,6 +70,7 @@ class Verdict:
         weights: rows of :func:`unlearn.verification.measure_weights`.
         cost: training epochs of the edit and of one retrain, and their ``ratio``; None where not known.
         remembered: rows that the edited model is surer of than retrains are, the surest of each group.
+        more_references: how many more an undecided verdict asks for; None where no number is known to decide.
         rows: a :class:`unlearn.verification.RowTable` of each group, with every row; not part of the JSON.
     """
 
@@ -83,6 +84,7 @@ class Verdict:
     weights: tuple[dict[str, Any], ...] = ()
     cost: Mapping[str, float | None] = field(default_factory=dict)
     remembered: tuple[dict[str, Any], ...] = ()
+    more_references: int | None = None
     rows: Mapping[str, RowTable] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -104,6 +106,7 @@ class Verdict:
             "weights": [dict(row) for row in self.weights],
             "cost": dict(self.cost),
             "remembered": [dict(row) for row in self.remembered],
+            "more_references": self.more_references,
         }
 
     def to_json(self) -> str:
@@ -137,6 +140,7 @@ class Verdict:
             tuple(data.get("weights", ())),
             dict(data.get("cost", {})),
             tuple(data.get("remembered", ())),
+            data.get("more_references"),
         )
 
     def __str__(self) -> str:
@@ -193,41 +197,45 @@ def decide(
         size = (phis[name][1].shape[1], counts[name])
         before = unedited[0].row() if unedited else (None, None, None)
         table.append(dict(zip(_KEYS, (name, *edited.row(), *size, *before), strict=True)))
-    outcome, reason = _judge({name: pair[0] for name, pair in ratios.items()}, tolerance)
+    outcome, reason, more = _judge({name: pair[0] for name, pair in ratios.items()}, tolerance)
     if outcome == "pass" and all(len(pair) > 1 and pair[1].upper <= tolerance for pair in ratios.values()):
         reason += "; no measurable trace: the edit was not needed to pass"
-    return Verdict(outcome, reason, tolerance, table)
+    return Verdict(outcome, reason, tolerance, table, more_references=more)
 
 
-def _judge(ratios: Mapping[str, Ratio], tolerance: float) -> tuple[str, str]:
+def _judge(ratios: Mapping[str, Ratio], tolerance: float) -> tuple[str, str, int | None]:
     first = next(iter(ratios.values()))
     if first.references == 1:
-        return "undecided", "one reference has no spread; give at least three independent retrains"
+        return "undecided", "one reference has no spread; give at least three independent retrains", 2
     above = {name: ratio for name, ratio in ratios.items() if ratio.lower > tolerance}
     if above:
         least = max(ratio.lower for ratio in above.values())
-        return "fail", f"r is at least {_round(least)} on {_names(above)} rows, above the tolerance {tolerance:g}"
+        return "fail", f"r is at least {_round(least)} on {_names(above)} rows, above the tolerance {tolerance:g}", None
     wide = {name: ratio for name, ratio in ratios.items() if not ratio.upper <= tolerance}
     if not wide:
         most = max(ratio.upper for ratio in ratios.values())
-        return "pass", f"r is at most {_round(most)} on {_names(ratios)} rows, within the tolerance {tolerance:g}"
+        return "pass", f"r is at most {_round(most)} on {_names(ratios)} rows, within the tolerance {tolerance:g}", None
     reason = f"the bounds of r on {_names(wide)} rows are on both sides of the tolerance {tolerance:g}; "
     if first.references == 2:
-        return "undecided", reason + "two references have one difference, so its spread is unknown: give at least three"
-    return "undecided", reason + _advice(wide, tolerance)
+        few = "two references have one difference, so its spread is unknown: give at least three"
+        return "undecided", reason + few, 1
+    more = _more_references(wide, tolerance)
+    if more is None:
+        reason += "more references alone would not decide: r is too near the tolerance or the rows are too few"
+    else:
+        reason += f"about {more} more reference{'s' if more > 1 else ''} would decide"
+    return "undecided", reason, more
 
 
-def _advice(wide: Mapping[str, Ratio], tolerance: float) -> str:
+def _more_references(wide: Mapping[str, Ratio], tolerance: float) -> int | None:
     failing = [ratio.more_references(tolerance) for ratio in wide.values() if ratio.r > tolerance]
     passing = [ratio.more_references(tolerance) for ratio in wide.values() if ratio.r <= tolerance]
     known = [count for count in failing if count is not None]
     if known:
-        more = min(known)  # one group is enough to fail
-    elif failing or None in passing:
-        return "more references alone would not decide: r is too near the tolerance or the rows are too few"
-    else:
-        more = max(count for count in passing if count is not None)  # every group must pass
-    return f"about {more} more reference{'s' if more > 1 else ''} would decide"
+        return min(known)  # one group is enough to fail
+    if failing or None in passing:
+        return None
+    return max(count for count in passing if count is not None)  # every group must pass
 
 
 def _checked(name: str, group: GroupPhi) -> tuple[Floats, Floats]:
