@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -52,7 +53,9 @@ def with_clean_rows(setting: Setting, right: Changes, share: float) -> Changes:
 def compare(
     setting: Setting, right: Changes, on_right: nn.Module, share: float, references: int = REFERENCES
 ) -> dict[str, dict[str, float]]:
-    """Return the measures of the unedited model, the edit and the coupled retrain, for one share of wrong decisions.
+    """Return the measures of the unedited model, two edits and the coupled retrain, for one share of wrong decisions.
+
+    One edit follows the decisions as made, the other the right ones alone.
 
     Args:
         setting: gives original and data.
@@ -66,11 +69,12 @@ def compare(
     as_made = Comparison.of(setting, made, count=references)
     floor = References(on_right, as_made.references.independent, 0)
     to_right = RetrainDistances(model, setting.data, made, setting.test, floor)
-    edit = as_made.edit(BUDGET)
+    edit, on_right_alone = as_made.edit(BUDGET), replace(as_made, changes=right).edit(BUDGET)
     found = {}
     for name, candidate, cost in (
         ("unedited", model, 0.0),
         ("edited", edit.model, edit.cost.total),
+        ("edited by the right decisions alone", on_right_alone.model, on_right_alone.cost.total),
         ("coupled retrain", as_made.references.coupled, float(setting.recipe.train.epochs)),
     ):
         one, other = as_made.measure(candidate), to_right.measure(candidate)

