@@ -134,6 +134,10 @@ def test_retrains_of_ones_own_are_the_references(unlearn: Unlearn, run_copy: Pat
     assert "no coupled retrain" in json.loads(out_of_own)["notes"][0]
     assert unlearn("verify", run_copy, *words, "--references", 3)[0] == 2
     assert unlearn("verify", run_copy, "--processes", "many")[0] == 2
+    shutil.rmtree(run_copy / "references")
+    code, _, err = unlearn("verify", run_copy, "--groups", run_copy / "none.csv")
+    assert (code, err.splitlines()[0][:16]) == (2, "error: can not r")  # told before anything is trained
+    assert not (run_copy / "references").exists()
 
 
 def test_any_models_are_held_against_each_other(unlearn: Unlearn, tiny_run: Path, tmp_path: Path) -> None:

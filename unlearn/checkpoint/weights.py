@@ -52,7 +52,9 @@ def _build(checkpoint: Checkpoint) -> nn.Module:
 
     spec, name = checkpoint.spec, str(checkpoint.path)
     if spec is None:
-        raise CheckpointError(f"{name!r} does not say how to build its model; pass model=")
+        raise CheckpointError(
+            f"{name!r} does not say how to build its model; pass model= (on the command line --model)"
+        )
     if ":" in spec["name"]:
         raise CheckpointError(
             f"{name!r} was made with your own factory {spec['name']!r}, which is not imported on a file's word; pass "

@@ -35,7 +35,7 @@ def print_verdict(facts: Mapping[str, Any]) -> None:
                 [
                     row["group"],
                     row["r"],
-                    f"{cell(row['lower'])} to {cell(row['upper'])}",
+                    None if row["r"] is None else f"{cell(row['lower'])} to {cell(row['upper'])}",
                     row["unedited_r"],
                     row["rows"],
                     row["references"],

@@ -31,7 +31,7 @@ from unlearn.repair import Changes, Edit, OutputCut, apply_changes, drop_outputs
 from unlearn.repair.restricted_steps import EditMethod
 from unlearn.report import assemble_report, listed_rows, render_report
 from unlearn.training import train
-from unlearn.verification import Price, References, Verdict, train_references, verify
+from unlearn.verification import Price, Verdict, verify
 from unlearn.verification.processes import Processes
 
 SHOWN = 48
@@ -228,26 +228,18 @@ def verify_stage(
     Without a reference nothing can be decided, and evidence is written instead; it takes two changed rows.
     """
     section, edit = run.recipe.verify, run.edit()
-    retrains: References | Sequence[str] | int = section.references if references is None else references
-    if isinstance(retrains, int):
-        retrains = train_references(
-            edit.original,
-            edit.edited_data,
-            edit.record,
-            count=retrains,
-            folder=run.folder / "references",
-            processes=processes,
-            tell=tell,
-        )
     rivals = rivals_beside(run, edit)
     verdict = verify(
         edit,
         test=run.test,
-        references=retrains,
+        references=section.references if references is None else references,
         rivals={name: rival.model for name, rival in rivals.items()},
         tolerance=section.tolerance,
         seed=section.verdict_seed,
         groups=groups,
+        folder=run.folder / "references",
+        processes=processes,
+        tell=tell,
     )
     run.take_away("verdict.json", "report.json", "report.html")
     run.write("rivals.json", {"cost_epochs": {name: rival.cost for name, rival in rivals.items()}})
