@@ -7,6 +7,7 @@ import pytest
 from benchmarks.setting import Setting
 from benchmarks.verdict_controls import MEMORISED, Controls, changes_of
 from unlearn.recipe import parse_recipe
+from unlearn.verification import Verdict
 
 K = 5
 
@@ -15,14 +16,27 @@ K = 5
 def controls() -> Controls:
     """Twenty mislabelled digits that a small net has learnt by heart, deleted."""
     setting = Setting(parse_recipe(MEMORISED), 0)
-    return Controls.of(setting, changes_of(setting)["20 mislabelled rows removed"], count=K)
+    return Controls.of(setting, changes_of(setting)["20 mislabelled rows removed"], count=K + 1)
 
 
-def test_independent_retrains_pass_and_none_fails(controls: Controls) -> None:
-    outcomes = [verdict.outcome for verdict in controls.retrains(K)]
-    assert outcomes[0] == "pass"
-    assert outcomes.count("pass") >= 3
-    assert "fail" not in outcomes
+@pytest.fixture(scope="module")
+def verdicts(controls: Controls) -> list[Verdict]:
+    """Each of K + 1 independent retrains against the K others."""
+    return list(controls.retrains(K))
+
+
+def test_independent_retrains_pass_and_none_fails(verdicts: list[Verdict]) -> None:
+    """Five references leave three of six undecided, for want of references: see the next test."""
+    assert sorted(verdict.outcome for verdict in verdicts) == ["pass"] * 3 + ["undecided"] * 3
+    assert all(verdict.more_references for verdict in verdicts if verdict.outcome == "undecided")
+
+
+def test_an_undecided_retrain_passes_with_as_many_more_references_as_it_asks_for(
+    controls: Controls, verdicts: list[Verdict]
+) -> None:
+    (k,) = (k for k, verdict in enumerate(verdicts) if verdict.more_references == 1)
+    ((count, verdict),) = controls.until_decided(controls.first[k], controls.others(k), verdicts[k])
+    assert (count, verdict.outcome, verdict.more_references) == (K + 1, "pass", None)
 
 
 @pytest.mark.parametrize("name", ["unedited", "fine-tuned, 1 epoch", "gradient ascent past forgetting"])
