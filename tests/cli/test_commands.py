@@ -112,6 +112,7 @@ def test_a_new_verdict_is_in_the_report(unlearn: Unlearn, run_copy: Path) -> Non
     after = json.loads((run_copy / "report.json").read_text())
     assert after["verdict"]["reason"] == json.loads((run_copy / "verdict.json").read_text())["reason"]
     assert after["verdict"]["table"] == []
+    assert (before["verification"]["references"], after["verification"]["references"]) == (2, 0)
     assert after["evidence"]["verdict"] is None
     assert "Evidence, never a verdict" in (run_copy / "report.html").read_text()
 

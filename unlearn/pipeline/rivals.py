@@ -10,7 +10,7 @@ from unlearn.repair.rivals.rival import RivalEdit
 def rivals_beside(run: Run, edit: Edit) -> dict[str, RivalEdit]:
     """Return fine-tuning and, where the record allows it, plain replay, by name with their epochs.
 
-    None for a model without a record, or one that was trained to its optimum.
+    There are none for a model without a record, or one that was trained to its optimum.
     """
     record, epochs = edit.record, max(1, round(edit.cost.total))
     if record is None or record.optimizer == "lbfgs":

@@ -95,7 +95,7 @@ def assemble_report(
         "detection": None if detection is None else {k: v for k, v in detection.items() if k != "format"},
         "edit": facts,
         "verification": {
-            "references": recipe.verify.references,
+            "references": max((row["references"] for row in verdict["table"]), default=0),
             "tolerance": recipe.verify.tolerance,
             "table": measures,
             "costs": _costs(folder, recipe, edit),
