@@ -6,24 +6,13 @@ import os
 import shutil
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-from benchmarks.requests.stories import Clock, trained_run, write_recipe
+from benchmarks.requests.stories import Clock, forked, trained_run, write_recipe
 from benchmarks.setting import Bars
 from unlearn.errors import LockedError
 from unlearn.requests import Desk, Keys, audit, audit_passes, make_keys, process, submit
-
-
-def _forked(work: object) -> int:
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()  # type: ignore[operator]
-            code = 0
-        finally:
-            os._exit(code)
-    return child
 
 
 def _submit(folder: Path, keys: Keys, first: int, count: int) -> None:
@@ -54,8 +43,8 @@ def crowd(submitters: int = 4, each: int = 250, workers: int = 2) -> dict[str, f
     )
     Desk.open(folder, keys=keys, who="dpo", clock=Clock(), create=True).ledger.close()
     total = submitters * each
-    children = [_forked(lambda first=k * each: _submit(folder, keys, first, each)) for k in range(submitters)]  # type: ignore[misc]
-    children += [_forked(lambda: _process(folder, keys, total)) for _ in range(workers)]
+    children = [forked(partial(_submit, folder, keys, k * each, each)) for k in range(submitters)]
+    children += [forked(partial(_process, folder, keys, total)) for _ in range(workers)]
     failed = sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
     with Desk.open(folder, who="auditor") as desk:
         state = desk.state()

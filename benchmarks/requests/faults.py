@@ -9,11 +9,14 @@ import signal
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from benchmarks.requests.stories import STORIES, Clock, in_child, remains, tell, trained_run, write_recipe
+from benchmarks.requests.stories import STORIES, Clock, forked, in_child, own_copy, remains, tell, trained_run
 from benchmarks.setting import Bars
 from unlearn.requests import audit, audit_passes, make_keys
+from unlearn.requests.desk import nothing
 
 
 def random_kills(count: int = 200, seed: int = 0) -> dict[str, Counter[str]]:
@@ -22,30 +25,25 @@ def random_kills(count: int = 200, seed: int = 0) -> dict[str, Counter[str]]:
     keys, clock, draw = make_keys(place / "keys"), Clock(), random.Random(seed)
     trained = trained_run(place / "trained")
     expected, seconds = {}, {}
-    for name, (changed, steps) in STORIES.items():
-        calm = place / "calm"
-        shutil.copytree(trained, calm)
-        write_recipe(calm, changed)
+    for k, (name, (changed, steps)) in enumerate(STORIES.items()):
+        calm = own_copy(trained, place / f"calm-{k}", keys, changed)
         begun = time.monotonic()
-        in_child(lambda folder=calm, steps=steps: tell(folder, keys, clock, steps, lambda _: None))  # type: ignore[misc]
+        in_child(partial(tell, calm, clock, steps, nothing))
         seconds[name] = time.monotonic() - begun
-        expected[name] = remains(calm, keys)
-        shutil.rmtree(calm)
+        expected[name] = remains(calm)
     found = {name: Counter[str]() for name in STORIES}
     for k in range(count):
         name = list(STORIES)[k % len(STORIES)]
         changed, steps = STORIES[name]
-        folder = place / f"run-{k}"
-        shutil.copytree(trained, folder)
-        write_recipe(folder, changed)
+        folder = own_copy(trained, place / f"run-{k}", keys, changed)
+        told = partial(tell, folder, clock, steps, nothing)
         for _ in range(1 + k % 2):
-            killed = _killed(lambda f=folder, s=steps: tell(f, keys, clock, s, lambda _: None), draw, seconds[name])  # type: ignore[misc]
-            found[name]["kills" if killed else "ended before the kill"] += 1
-        status = in_child(lambda f=folder, s=steps: tell(f, keys, clock, s, lambda _: None))  # type: ignore[misc]
+            found[name]["kills" if _killed(told, draw, seconds[name]) else "ended before the kill"] += 1
+        status = in_child(told)
         found[name]["runs"] += 1
         found[name]["restart failed"] += status != 0
         found[name]["audit says no"] += not audit_passes(audit(folder))
-        left = remains(folder, keys)
+        left = remains(folder)
         found[name]["other events"] += left["events"] != expected[name]["events"]
         found[name]["other files"] += left != expected[name]
         shutil.rmtree(folder)
@@ -53,16 +51,9 @@ def random_kills(count: int = 200, seed: int = 0) -> dict[str, Counter[str]]:
     return found
 
 
-def _killed(work: object, draw: random.Random, seconds: float) -> bool:
+def _killed(work: Callable[[], object], draw: random.Random, seconds: float) -> bool:
     """Do it in a child and kill it after a random time; whether it was still alive then."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()  # type: ignore[operator]
-            code = 0
-        finally:
-            os._exit(code)
+    child = forked(work)
     time.sleep(draw.uniform(0, seconds))
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import traceback
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+from unlearn.atomic import write_atomically
 from unlearn.pipeline import Run, run_stages
 from unlearn.recipe import parse_recipe
 from unlearn.requests import Desk, Keys, approve, process, purge, refuse, rollback, submit
@@ -49,10 +52,24 @@ def trained_run(folder: Path, recipe: str = RECIPE) -> Path:
     return run.folder
 
 
-def remains(folder: Path, keys: Keys) -> dict[str, object]:
-    """Return every event and every file that a process leaves."""
-    with Desk.open(folder, keys=keys, who="dpo") as desk:
+def own_copy(trained: Path, folder: Path, keys: Keys, changed: dict[str, str]) -> Path:
+    """Copy a trained run, with a changed recipe and a copy of the keys beside it."""
+    shutil.copytree(trained, folder)
+    shutil.copytree(keys.folder, keys_of(folder))
+    write_recipe(folder, changed)
+    return folder
+
+
+def keys_of(folder: Path) -> Path:
+    """Return the key folder of a run made by :func:`own_copy`."""
+    return folder.with_name(folder.name + "-keys")
+
+
+def remains(folder: Path) -> dict[str, object]:
+    """Return every event and every file that a process leaves, and the names of the keys."""
+    with Desk.open(folder, who="dpo") as desk:
         found: dict[str, object] = {"events": desk.ledger.events(), "requests": desk.ledger.requests()}
+    found["keys"] = sorted(path.name for path in keys_of(folder).iterdir())
     skipped = ("ledger.sqlite", "lock", "progress", "killed")
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.name.startswith(skipped):
@@ -97,14 +114,20 @@ def back_to(batch: int) -> Step:
     return step
 
 
+def purge_with_key(desk: Desk) -> None:
+    """Purge, and destroy the row key, after the deleted rows were taken out of the source data."""
+    vars(desk.run)["data"] = desk.run.data.without([row for row in ids(0, 6)["ids"] if row in desk.run.data])
+    purge(desk, destroy_key=True)
+
+
 def process_open(desk: Desk) -> None:
     """Finish what is unfinished, and begin nothing."""
     with at_work(desk):
         pass
 
 
-def ids(start: int, stop: int) -> dict[str, object]:
-    """Numbers of rows of the digits; the test's run has these in training."""
+def ids(start: int, stop: int) -> dict[str, list[str]]:
+    """Numbers of rows of the digits; four in five are in training, the others are not held."""
     return {"ids": [f"digits-{k:04d}" for k in range(start, stop)]}
 
 
@@ -126,14 +149,15 @@ STORIES: dict[str, tuple[dict[str, str], list[Step]]] = {
             process,
         ],
     ),
-    "verified, drift, rollback, purge": (
+    "verified, drift, rollback, purge, key": (
         {"references = 2": "references = 3, tolerance = 1000.0", "drift_limit = 0.5": "drift_limit = 1e-9"},
         [
             asks(1, **ids(0, 6)),
             process,
             back_to(0),
             process,
-            lambda desk: purge(desk),
+            purge,
+            purge_with_key,
         ],
     ),
     "provisional, confirmed": (
@@ -166,29 +190,34 @@ def write_recipe(folder: Path, changed: dict[str, str]) -> None:
     path.write_text(text)
 
 
-def tell(
-    folder: Path, keys: Keys, clock: Callable[[], object], steps: list[Step], fault: Callable[[str], None]
-) -> None:
+def tell(folder: Path, clock: Callable[[], object], steps: list[Step], fault: Callable[[str], None]) -> None:
     """Take the steps, from the one in which an earlier teller was killed."""
     progress = folder / "progress"
     done = int(progress.read_text()) if progress.exists() else 0
     for number, step in enumerate(steps[done:], done + 1):
-        with Desk.open(folder, keys=keys, who="dpo", clock=clock, fault=fault, create=True) as desk:  # type: ignore[arg-type]
+        with Desk.open(folder, keys=keys_of(folder), who="dpo", clock=clock, fault=fault, create=True) as desk:  # type: ignore[arg-type]
             step(desk)
-        progress.write_text(str(number))
+        write_atomically(progress, str(number).encode())
 
 
-def in_child(work: Callable[[], None]) -> int:
-    """Do it in a forked process; return its exit status, negative for a signal."""
+def forked(work: Callable[[], object]) -> int:
+    """Begin it in a forked process; return the process."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
             work()
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
-    _, status = os.waitpid(child, 0)
+    return child
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Do it in a forked process; return its exit status, negative for a signal."""
+    _, status = os.waitpid(forked(work), 0)
     return os.waitstatus_to_exitcode(status)
 
 

@@ -8,11 +8,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.requests.stories import STORIES, Clock, tell, trained_run, write_recipe
+from benchmarks.requests.stories import STORIES, Clock, own_copy, tell, trained_run
 from benchmarks.setting import Bars
 from unlearn.errors import UnlearnError
 from unlearn.requests import Desk, audit, audit_passes, make_keys
 from unlearn.requests.audit import ledger_flaw
+from unlearn.requests.desk import nothing
 from unlearn.requests.events import Event
 from unlearn.requests.heads import read_head
 from unlearn.requests.named_files import NamedFile, named_files
@@ -22,11 +23,9 @@ SMALL = 16_384
 
 def finished_run(place: Path, story: str) -> tuple[Path, Clock]:
     """Return a run on which a story was told."""
-    keys, clock = make_keys(place / "keys"), Clock()
-    folder = trained_run(place / "run")
-    changed, steps = STORIES[story]
-    write_recipe(folder, changed)
-    tell(folder, keys, clock, steps, lambda _: None)
+    clock, (changed, steps) = Clock(), STORIES[story]
+    folder = own_copy(trained_run(place / "trained"), place / "run", make_keys(place / "keys"), changed)
+    tell(folder, clock, steps, nothing)
     return folder, clock
 
 

@@ -234,6 +234,32 @@ def test_the_row_key_is_destroyed_when_the_source_is_clean(held_run, tmp_path, c
         assert audit_passes(audit(held_run))
         with pytest.raises(LedgerError, match="was destroyed"):
             submit(desk, ids=rows[2:3])
+        with pytest.raises(LedgerError, match="was destroyed"):
+            process(desk)
+        clock.pass_days(31)  # retention ends after the key is gone: the original goes without a row key
+        assert "original.safetensors" in {item.path for item in purge(desk, destroy_key=True).removes}
+        assert audit_passes(audit(held_run))
+
+
+def test_a_key_that_was_given_up_and_not_destroyed_goes_with_the_next_work(held_run, tmp_path, clock):
+    """Rejects a restart that refuses before it has destroyed the file."""
+    made = make_keys(tmp_path / "own")
+    with Desk.open(held_run, keys=made.folder, who="dpo", clock=clock, create=True) as desk:
+        desk.record("key", {"key": None})
+    with Desk.open(held_run, keys=made.folder, who="dpo", clock=clock) as desk:
+        with pytest.raises(LedgerError, match="was destroyed"):
+            process(desk)
+        assert not (made.folder / "rows.key").exists()
+
+
+def test_the_row_key_stays_while_it_is_needed(held_desk):
+    submit(held_desk, ids=["nobody"])
+    with pytest.raises(InputError, match="1 requests wait"):
+        purge(held_desk, destroy_key=True)
+    with pytest.raises(LedgerError, match="requests wait for the row key"):
+        held_desk.record("key", {"key": None})
+    with pytest.raises(LedgerError, match="never exchanged"):
+        held_desk.record("key", {"key": "another"})
 
 
 def test_all_rows_can_not_be_removed(held_desk):

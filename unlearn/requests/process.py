@@ -7,8 +7,9 @@ moved between two events: ``releasing`` says that it will be, ``released`` that 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from typing import Any
 
@@ -22,7 +23,7 @@ from unlearn.requests.desk import Desk
 from unlearn.requests.heads import head_path, write_head
 from unlearn.requests.lock import working
 from unlearn.requests.named_files import POINTER, batch_folder, pointer_bytes
-from unlearn.requests.removal import finish_purge
+from unlearn.requests.removal import finish_key, finish_purge
 from unlearn.requests.state import ORIGINAL, Batch, Request, State
 from unlearn.requests.transitions import may_release
 
@@ -85,36 +86,26 @@ def process(desk: Desk, *, wait: float = 0.0, verify_now: bool = False, retrain:
     return desk.state()
 
 
-def at_work(desk: Desk, wait: float = 0.0) -> Any:
-    """Hold the lock, with what was left unfinished finished: a context manager."""
-    return _AtWork(desk, wait)
-
-
-class _AtWork:
-    def __init__(self, desk: Desk, wait: float) -> None:
-        self.desk = desk
-        self.lock = working(desk.folder / "lock", who=desk.who, wait=wait)
-
-    def __enter__(self) -> None:
-        self.desk.check_key()
-        self.lock.__enter__()
-        try:
-            settle(self.desk)
-            finish(self.desk)
-        except BaseException as error:
-            self.lock.__exit__(type(error), error, error.__traceback__)
-            raise
-
-    def __exit__(self, *details: Any) -> None:
-        self.lock.__exit__(*details)
+@contextlib.contextmanager
+def at_work(desk: Desk, wait: float = 0.0, *, row_key: bool = True) -> Iterator[None]:
+    """Hold the lock, with what was left unfinished finished; ``row_key``: whether a ledger without one is refused."""
+    with working(desk.folder / "lock", who=desk.who, wait=wait):
+        if desk.state().key is not None:
+            desk.check_key()
+        settle(desk)
+        if row_key:
+            desk.check_key()
+        finish(desk)
+        yield
 
 
 def settle(desk: Desk) -> None:
-    """Bring pointer, rollback and head up to what the ledger says."""
+    """Bring pointer, rollback, purge and head up to what the ledger says."""
     state = desk.state()
     point(desk, state)
     finish_rollback(desk)
     finish_purge(desk)
+    finish_key(desk)
     for batch in state.batches.values():
         if batch.stage == "closed" and batch.to_certify:
             certify(desk, batch.number, "recertified")

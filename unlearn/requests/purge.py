@@ -19,7 +19,7 @@ from unlearn.errors import InputError
 from unlearn.requests.desk import Desk
 from unlearn.requests.named_files import batch_folder, model_path
 from unlearn.requests.process import at_work
-from unlearn.requests.removal import finish_purge
+from unlearn.requests.removal import finish_key, finish_purge
 from unlearn.requests.state import ORIGINAL, State
 
 # names or patterns in the run folder, and what they are
@@ -115,11 +115,11 @@ def purge(desk: Desk, *, destroy_key: bool = False, wait: float = 0.0) -> PurgeP
         FolderError: something can not be removed.
         LockedError: another process works.
     """
-    with at_work(desk, wait):
+    with at_work(desk, wait, row_key=False):
         state = desk.state()
         if state.held is not None:
             raise InputError(f"batch {state.held.number} is held; approve or refuse it first")
-        if destroy_key:
+        if destroy_key and state.key is not None:
             left = [code for code in state.deleted() if code in desk.id_of]
             if left:
                 raise InputError(
@@ -128,15 +128,20 @@ def purge(desk: Desk, *, destroy_key: bool = False, wait: float = 0.0) -> PurgeP
                 )
             if state.queue:
                 raise InputError(f"{len(state.queue)} requests wait; answer them before the row key is destroyed")
+            due = [k for k in state.stack if state.batches[k].verify_by is not None]
+            if due:
+                raise InputError(
+                    f"batch {due[0]} is released provisionally; verify it first: `unlearn request process --verify-now`"
+                )
         plan = plan_purge(desk)
         if plan.removes:
             desk.record("purging", {"paths": [item.path for item in plan.removes]})
             desk.fault("purging")
             finish_purge(desk)
-        if destroy_key:
+        if destroy_key and state.key is not None:
             desk.record("key", {"key": None})
             desk.fault("key given up")
-            desk.row_key.destroy()
+            finish_key(desk)
     return plan
 
 

@@ -1,4 +1,4 @@
-"""Removing what a begun purge names."""
+"""Removing what a begun purge names, and the row key once the ledger has given it up."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ def finish_purge(desk: Desk) -> None:
     event = desk.record("purged", {"paths": purging["paths"]})
     desk.fault("purged")
     write_head(desk, event)
+
+
+def finish_key(desk: Desk) -> None:
+    """Destroy the row key that the ledger has given up; a process may have died between the event and the file."""
+    state, keys = desk.state(), desk.keys
+    given_up = state.count > 0 and state.key is None
+    if given_up and keys is not None and keys.rows is not None and keys.fingerprint == state.opened["key"]:
+        keys.destroy()
 
 
 def _remove(run: Path, name: str) -> None:

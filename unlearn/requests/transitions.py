@@ -45,7 +45,10 @@ def _opened(state: State, event: Event, body: Mapping[str, Any]) -> None:
 
 
 def _key(state: State, _: Event, body: Mapping[str, Any]) -> None:
-    state.key = body["key"]
+    _need(body["key"] is None and state.key is not None, "a row key is given up once, and never exchanged")
+    _need(not state.queue and state.unfinished is None and state.held is None, "requests wait for the row key")
+    _need(all(state.batches[k].verify_by is None for k in state.stack), "a provisional release is not verified")
+    state.key = None
 
 
 def _submitted(state: State, event: Event, body: Mapping[str, Any]) -> None:
