@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -55,17 +56,20 @@ def save_curvature(curvature: Curvature, folder: str | Path) -> None:
         }
         text = json.dumps(manifest, indent=1) + "\n"
         _replace(folder / _MANIFEST, lambda part: part.write_text(text, encoding="utf-8"))
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise FolderError(f"curvature can not be written to {folder}: {error}; give a folder that can be") from error
 
 
-def load_curvature(folder: str | Path, model: nn.Module, data: Any = None, **expected_options: Any) -> Curvature:
+def load_curvature(
+    folder: str | Path, model: nn.Module, data: Any = None, *, any_weights: bool = False, **expected_options: Any
+) -> Curvature:
     """Read factors that ``curvature.save`` wrote, and refuse those that do not belong here.
 
     Args:
         folder: the folder.
         model: the model; its weights must be those the factors were fitted at.
         data: the rows; where given, they must be those the factors were fitted on.
+        any_weights: take factors of other weights of this architecture too, as a preconditioner can be.
         **expected_options: options of :func:`fit_curvature` that the factors must have been fitted with.
 
     Raises:
@@ -97,7 +101,8 @@ def load_curvature(folder: str | Path, model: nn.Module, data: Any = None, **exp
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / _MANIFEST} is damaged ({error!r}); fit the curvature again") from error
     _check_options(curvature.options, expected_options)
-    curvature.check(model, data)
+    if not any_weights:
+        curvature.check(model, data)
     if not _fits(model, layers, curvature.uncovered):
         raise StaleCurvatureError(
             f"{folder} covers {some(layer.name for layer in layers)}, other than the layers this model trains; "
@@ -212,10 +217,14 @@ def _check_options(options: dict[str, Any], expected: dict[str, Any]) -> None:
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(path.name + ".part")
-    write(part)
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        write(part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _sha256(path: Path) -> str:

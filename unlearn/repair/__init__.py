@@ -4,7 +4,7 @@ from unlearn.repair.apply import apply_changes, relabel, remove
 from unlearn.repair.calibration import Calibration, calibrate_damping
 from unlearn.repair.certified import CertifiedHead, Guarantee, Removal, train_certified_head
 from unlearn.repair.certified_rows import check_certified
-from unlearn.repair.chain import EditChain
+from unlearn.repair.chain import EditChain, KeptFactors
 from unlearn.repair.changes import Changes
 from unlearn.repair.chosen_layers import chosen_parameters
 from unlearn.repair.class_removal import drop_outputs, remove_class
@@ -26,6 +26,7 @@ __all__ = [
     "Edit",
     "EditChain",
     "Guarantee",
+    "KeptFactors",
     "OutputCut",
     "Removal",
     "Rival",

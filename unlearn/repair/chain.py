@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,19 @@ from unlearn.training import TrainingRecord, load_checkpoint
 STALE = 2.0
 
 
+@dataclass(frozen=True)
+class KeptFactors:
+    """The preconditioner that a chain has in force.
+
+    Attributes:
+        curvature: as it was fitted: its digest and fingerprint are those of the weights and rows it was fitted on.
+        residual: relative residual of the solve that it was fitted for; None where nothing was solved.
+    """
+
+    curvature: Curvature
+    residual: float | None
+
+
 class EditChain:
     """A model under successive edits.
 
@@ -56,6 +69,7 @@ class EditChain:
         budget: training epochs that each edit may replay.
         limit: of the drift; that of ``drift`` if None, else ``DRIFT_LIMIT``.
         drift: how far the chain has come before, from the last edit's checkpoint.
+        factors: of an earlier chain that this one goes on from; fitted at the first edit if None.
         **options: further ones of :func:`apply_changes`, for every edit.
 
     Attributes:
@@ -63,6 +77,7 @@ class EditChain:
         data: its rows.
         record: its training record.
         drift: how far the chain has come.
+        factors: what the next edit will be solved with; None where it fits new ones.
 
     Raises:
         InputError: no folder where one is needed, or a limit that can not be meant.
@@ -85,6 +100,7 @@ class EditChain:
         budget: float = 1.0,
         limit: float | None = None,
         drift: Drift | None = None,
+        factors: KeptFactors | None = None,
         **options: Any,
     ) -> None:
         if folder is None and record is not None:
@@ -95,8 +111,7 @@ class EditChain:
             self.drift = replace(self.drift, limit=limit)
         self._folder = None if folder is None else Path(folder)
         self._budget, self._options = budget, options
-        self._curvature: Curvature | None = None
-        self._fresh_residual: float | None = None
+        self.factors = factors
 
     @classmethod
     def resume(cls, checkpoint: str | Path, data: Any, model: nn.Module | None = None, **options: Any) -> EditChain:
@@ -139,7 +154,7 @@ class EditChain:
         if folder is None and self._folder is not None:
             folder = self._folder / f"edit-{self.drift.edits + 1:04d}"
         own = "curvature" in asked or asked["method"] != "newton"
-        kept = None if own else self._kept_factors(asked["budget"])
+        kept = None if own else self._preconditioner(asked["budget"])
         edit = apply_changes(
             self.model, self.data, changes, record=self.record, successor=folder, **{"curvature": kept, **asked}
         )
@@ -149,22 +164,23 @@ class EditChain:
         self.record = edit.successor
         return edit
 
-    def _kept_factors(self, budget: float) -> Curvature | None:
+    def _preconditioner(self, budget: float) -> Curvature | None:
         """Return the factors of an earlier edit as a preconditioner for the weights at hand."""
-        if self._curvature is None:
+        if self.factors is None:
             return None
         start = rewind_step(self.record, self.data, budget)
         at = self.model
         if start is not None and self.record is not None:
             at = _restored(self.model, self.record, start)
-        return replace(self._curvature, weights_digest=weights_digest(at))
+        return replace(self.factors.curvature, weights_digest=weights_digest(at))
 
     def _keep(self, edit: Edit, *, fitted: bool) -> None:
         residual = edit.steps[-1].residual if edit.steps else None
+        fresh = None if self.factors is None else self.factors.residual
         if fitted:
-            self._curvature, self._fresh_residual = edit.curvature, residual
-        elif residual is not None and self._fresh_residual is not None and residual > STALE * self._fresh_residual:
-            self._curvature = None
+            self.factors = None if edit.curvature is None else KeptFactors(edit.curvature, residual)
+        elif residual is not None and fresh is not None and residual > STALE * fresh:
+            self.factors = None
 
     def _with_drift(self, edit: Edit) -> Edit:
         kept = edit.edited_data.only([row for row in edit.edited_data.ids if row not in edit.changes.relabelled])

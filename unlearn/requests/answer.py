@@ -14,8 +14,9 @@ from unlearn.data import Rows
 from unlearn.detect.duplicates import copies_of
 from unlearn.errors import LedgerError
 from unlearn.pipeline import Run
-from unlearn.repair import Changes, Cost, Drift, Edit, EditChain
+from unlearn.repair import Changes, Cost, Drift, Edit, EditChain, KeptFactors
 from unlearn.requests.desk import Desk
+from unlearn.requests.factors import factors_in_force, keep_factors
 from unlearn.requests.named_files import batch_folder, model_path
 from unlearn.requests.state import ORIGINAL, Batch, State
 from unlearn.training import TrainingRecord, load_checkpoint, train
@@ -86,12 +87,14 @@ class Answer:
         record: of how they came about, for later edits.
         facts: method, settings and cost.
         drift: how far edits have moved the outputs since the last training, in nats (:class:`unlearn.repair.Drift`).
+        factors: the curvature in force for the next edit; None where it fits its own.
     """
 
     model: nn.Module
     record: TrainingRecord
     facts: dict[str, Any]
     drift: float
+    factors: KeptFactors | None = None
 
 
 def edited(desk: Desk, batch: Batch, state: State) -> Answer:
@@ -108,13 +111,14 @@ def edited(desk: Desk, batch: Batch, state: State) -> Answer:
         budget=section.budget,
         drift=None if said is None else Drift.from_dict(said),
         limit=batch.policy["drift_limit"],
+        factors=factors_in_force(desk.run.folder, factors_said(state, batch.base), model),
         damping=section.damping,
         layers=section.layers,
         task=record.task,
         allow_empty_class=True,
     )
     edit = chain.edit(changes_of(desk, [batch]), folder=folder)
-    return Answer(edit.model, edit.successor or record, edit.to_dict(), chain.drift.moved)
+    return Answer(edit.model, edit.successor or record, edit.to_dict(), chain.drift.moved, chain.factors)
 
 
 def retrained(desk: Desk, batch: Batch, state: State) -> Answer:
@@ -155,8 +159,14 @@ def save_answer(desk: Desk, batch: Batch, answer: Answer) -> dict[str, Any]:
         "digest": digest,
         "drift": answer.drift,
         "answer": answer.facts,
+        "factors": keep_factors(run.folder, batch, answer.factors, factors_said(desk.state(), batch.base)),
         "near_duplicates": near_duplicates(desk, batch),
     }
+
+
+def factors_said(state: State, batch: int) -> dict[str, Any] | None:
+    """Return what the ledger says of the curvature in force after a batch."""
+    return None if batch == ORIGINAL else state.batches[batch].edited.get("factors")
 
 
 def near_duplicates(desk: Desk, batch: Batch) -> dict[str, Any]:

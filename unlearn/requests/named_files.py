@@ -1,4 +1,4 @@
-"""The files that the ledger names, with their digests: pointer, checkpoints, verdicts, certificates."""
+"""The files that the ledger names, with their digests: pointer, checkpoints, curvature, verdicts, certificates."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from unlearn.checkpoint.digests import canonical_json, sha256_of_file
 from unlearn.errors import CheckpointError, LedgerError
+from unlearn.requests.factors import factors_folder
 from unlearn.requests.state import ORIGINAL, State, request_name
 
 POINTER = "current.json"
@@ -26,14 +27,18 @@ class NamedFile:
         what: as a person would call it.
         path: where.
         sha256: of its bytes.
+        needed: whether it has to be there; what can be made anew need not.
     """
 
     what: str
     path: Path
     sha256: str
+    needed: bool = True
 
     def check(self) -> None:
         """Raise LedgerError unless the file is there, with these bytes."""
+        if not self.needed and not self.path.exists():
+            return
         try:
             found = sha256_of_file(self.path)
         except CheckpointError as error:
@@ -85,6 +90,11 @@ def _all_files(run: Path, state: State) -> Iterator[NamedFile]:
         if batch.edited:
             what = f"the checkpoint of batch {batch.number}"
             yield NamedFile(what, model_path(run, batch.number), batch.edited["sha256"])
+        factors = batch.edited.get("factors")
+        if factors is not None and factors["fitted_by"] == batch.number:
+            for name, digest in factors["sha256"].items():
+                what, path = f"the curvature fitted by batch {batch.number}", factors_folder(run, factors["key"]) / name
+                yield NamedFile(what, path, digest, needed=False)
         for verdict in batch.verdicts:
             yield NamedFile(f"the verdict of batch {batch.number}", folder / verdict["file"], verdict["sha256"])
         for request, issued in sorted(batch.certificates.items()):

@@ -4,7 +4,9 @@ The rule. What was made while the rows were in training goes: snapshots, row ord
 sketches, explanations, reports with images, retrained references, an edit of the pipeline, and checkpoints that know
 deleted rows once they are older than the recipe's ``retention_days`` (until then a rollback needs them). The released
 model's own snapshots stay: an edit leaves replayed ones that never saw the rows (:mod:`unlearn.training.successor`), a
-retrain its own; later edits start from these. Where there are none, later edits start from the released weights.
+retrain its own; later edits start from these. Where there are none, later edits start from the released weights. So do
+curvature factors that were fitted on the rows as they are now (:mod:`unlearn.requests.factors`); later edits fit anew
+where these went.
 Ledger, heads, certificates, verdicts and the released checkpoint stay.
 """
 
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from unlearn.errors import InputError
 from unlearn.requests.desk import Desk
+from unlearn.requests.factors import factors_knowing_deleted
 from unlearn.requests.named_files import batch_folder, model_path
 from unlearn.requests.process import at_work
 from unlearn.requests.removal import finish_key, finish_purge
@@ -159,6 +162,8 @@ def _in_batches(run: Path, state: State) -> Iterator[Holding]:
         for pattern in ("references", *(() if released else ("snapshots", "trajectory.safetensors"))):
             if (folder / pattern).exists():
                 yield Holding((folder / pattern).relative_to(run).as_posix(), HOLDING[pattern])
+    for folder in factors_knowing_deleted(run, state):
+        yield Holding(folder.relative_to(run).as_posix(), HOLDING["curvature"])
 
 
 def _checkpoints(desk: Desk, state: State) -> Iterator[tuple[Holding, datetime | None]]:
