@@ -252,8 +252,9 @@ class RequestsSection(_Section):
     ``verify_days``. A verdict of fail or undecided never releases. Past ``drift_limit`` (that of
     :class:`unlearn.repair.Drift` if not given) a retrain answers in the place of an edit. Checkpoints older than
     ``retention_days`` are purged; rows that are left and lie at least ``duplicate_similarity`` (a cosine) from a
-    deleted one are reported. Budget, damping and layers of edits are those of ``[repair]``, references and tolerance
-    those of ``[verify]``.
+    deleted one are reported. ``membership`` models are trained on the rows as they were, for a membership audit beside
+    each full verification (0: only where such models are there already). Budget, damping and layers of edits are those
+    of ``[repair]``, references and tolerance those of ``[verify]``.
     """
 
     subjects: str | None = None
@@ -263,6 +264,7 @@ class RequestsSection(_Section):
     drift_limit: float | None = Field(default=None, gt=0)
     retention_days: int = Field(default=30, ge=0)
     duplicate_similarity: float = Field(default=0.999, ge=-1, le=1)
+    membership: int = Field(default=0, ge=0)
     rehearsal: RehearsalSection | None = None
 
 
@@ -290,6 +292,14 @@ class Recipe(_Section):
     def _number_for_factors(self) -> Recipe:
         if self.repair.method and self.repair.damping == "horizon" and self.train.optimizer == "adam":
             raise ValueError("Adam's damping is a metric and the factors of repair.method take a number; state damping")
+        return self
+
+    @model_validator(mode="after")
+    def _models_for_membership(self) -> Recipe:
+        if self.requests.membership and min(self.requests.membership, self.verify.references) < 3:
+            raise ValueError(
+                "requests.membership takes at least 3 models, and verify.references at least 3 beside them"
+            )
         return self
 
     @property

@@ -161,7 +161,7 @@ STORIES: dict[str, tuple[dict[str, str], list[Step]]] = {
         ],
     ),
     "provisional, confirmed": (
-        {"references = 2": "references = 3, tolerance = 1000.0", '"verified"': '"evidence"'},
+        {"references = 2": "references = 3, tolerance = 1000.0", '"verified"': '"evidence", membership = 3'},
         [
             asks(1, **ids(0, 4)),
             process,

@@ -345,23 +345,3 @@ def test_a_full_or_read_only_folder_at_the_write_layer(number, held_desk, monkey
             approve(held_desk, 1, reason="seen")
     assert {path: path.read_bytes() for path in held_desk.folder.rglob("*.json")} == files
     assert process(held_desk).requests[1].status == "released"  # the word was given; the release is finished
-
-
-def test_evidence_releases_provisionally_and_is_due(folder, keys, clock):
-    write_recipe(folder, {"references = 2": "references = 0", '"verified"': '"evidence"'})
-    with Desk.open(folder, keys=keys, who="dpo", clock=clock, create=True) as desk:
-        submit(desk, ids=[f"digits-{k:04d}" for k in range(4)])
-        state = process(desk)
-        assert state.batches[1].verdicts[0]["kind"] == "evidence"
-        assert (state.requests[1].status, state.batches[1].verify_by) == ("provisional", "2026-03-15")
-        first = certificates(desk)["R-0001"]
-        assert first["full_verification_due"] == "2026-03-15"
-        clock.pass_days(13)
-        assert process(desk).requests[1].status == "provisional"
-        clock.pass_days(1)
-        state = process(desk)  # due: verified in full; without references undecided, so a person decides
-        assert (state.batches[1].outcome, state.requests[1].status) == ("undecided", "held")
-        state = approve(desk, 1, reason="seen")
-        assert (state.requests[1].status, state.batches[1].verify_by) == ("released", None)
-        assert len(state.batches[1].certificates[1]) == 2
-        assert audit_passes(audit(folder))

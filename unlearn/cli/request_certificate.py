@@ -28,7 +28,7 @@ def show_certificate(file: str, as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    verdict = facts["verdict"]
+    verdict, audited = facts["verdict"], facts["membership_audit"]
     lines = [
         ("request", f"{facts['request']}: {facts['answer']}, {facts['answered']}"),
         ("asked", f"{facts['asked']['action']} of {len(facts['rows'])} rows held, {len(facts['not_held'])} not held"),
@@ -38,6 +38,7 @@ def show_certificate(file: str, as_json: bool) -> None:
         ("after", f"sha256 {facts['model']['after']['sha256']}"),
         ("verdict", "none" if verdict is None else f"{verdict['kind']}: {verdict['outcome']}. {verdict['reason']}"),
         ("bound", facts["bound"]),
+        ("membership audit", ". ".join(filter(None, (audited["outcome"], audited["reason"])))),
         ("ledger", f"event {facts['ledger']['position']}, hash {facts['ledger']['hash']}"),
         ("signed", "no" if facts["signature"] is None else f"by public key {facts['public_key']}"),
         *(("not proved", line) for line in facts["does_not_prove"]),

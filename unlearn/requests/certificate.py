@@ -14,6 +14,7 @@ from unlearn.atomic import make_folder, read_json, write_atomically
 from unlearn.checkpoint import read_metadata
 from unlearn.checkpoint.digests import canonical_json
 from unlearn.requests.desk import Desk
+from unlearn.requests.membership import not_audited
 from unlearn.requests.named_files import CERTIFICATES, batch_folder, model_digests, model_path
 from unlearn.requests.shown import shown
 from unlearn.requests.state import ORIGINAL, Batch, Request, State, request_name
@@ -52,7 +53,7 @@ def certificate_facts(desk: Desk, batch: Batch, request: Request, state: State) 
         raise ValueError("the batch was not released")  # the ledger's rules exclude it
     answered = batch.method != "nothing"
     after = batch.number if answered else batch.base
-    verdict = _verdict(run, batch)
+    verdict, audited = _verdict(run, batch)
     return {
         "format": FORMAT,
         "kind": "unlearn deletion certificate",
@@ -82,7 +83,7 @@ def certificate_facts(desk: Desk, batch: Batch, request: Request, state: State) 
         "full_verification_due": batch.verify_by,
         "near_duplicates_left": batch.edited.get("near_duplicates"),
         "bound": "no bound",
-        "membership_audit": None,
+        "membership_audit": audited,
         "ledger": {"position": standing.number, "hash": standing.hash},
         "versions": read_metadata(model_path(run, after if answered else ORIGINAL))["versions"],
         "does_not_prove": list(LIMITS),
@@ -106,9 +107,10 @@ def _done(code: str, label: int | float | None, batch: Batch, state: State) -> s
     return "not in the data any more" if label is None else "carries this label already"
 
 
-def _verdict(run: Path, batch: Batch) -> dict[str, Any] | None:
+def _verdict(run: Path, batch: Batch) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Return the last verdict and its membership audit."""
     if not batch.verdicts:
-        return None
+        return None, not_audited("no model was changed for this request")
     last = batch.verdicts[-1]
     found = read_json(batch_folder(run, batch.number) / last["file"])
     rows = [
@@ -116,7 +118,7 @@ def _verdict(run: Path, batch: Batch) -> dict[str, Any] | None:
         for name, verdict in found.get("verdicts", {}).items()
         for row in verdict["table"]
     ]
-    return {
+    verdict = {
         "kind": last["kind"],
         "outcome": last["outcome"],
         "reason": found["reason"],
@@ -124,6 +126,7 @@ def _verdict(run: Path, batch: Batch) -> dict[str, Any] | None:
         "sha256": last["sha256"],
         "table": rows,
     }
+    return verdict, found.get("membership_audit") or not_audited("the version that checked this made none")
 
 
 @cache

@@ -3,9 +3,9 @@
 Factors lie in ``requests/curvature/<weights>-<rows>``: twelve digits of the digest of the weights and twelve of the
 fingerprint of the rows they were fitted on. The ledger says with each edit which ones are in force after it.
 
-The rule. They only precondition the solve, so those of an earlier edit serve. New ones are fitted after a retrain, after
-a purge took them, where a file was altered, and after an edit whose solve ended with over ``STALE`` times the residual
-of the one that they were fitted for (:mod:`unlearn.repair.chain`).
+The rule. They only precondition the solve, so those of an earlier edit serve. New ones are fitted after a retrain,
+where a purge took them or a file was altered, and after an edit whose solve ended with over ``STALE`` times the
+residual of the one that they were fitted for (:mod:`unlearn.repair.chain`).
 """
 
 from __future__ import annotations
