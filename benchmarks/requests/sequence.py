@@ -83,7 +83,7 @@ class Stopwatch:
 def series(
     count: int = 100, every: int = 25, references: int = 5, seed: int = 0, recipe: str = RECIPE
 ) -> tuple[list[dict[str, float]], list[Request]]:
-    """Answer requests of 1 to 4 rows one by one; return a line of measurements after every so many, and each request."""
+    """Answer requests of 1 to 4 rows one by one; return measurements after every so many, and what each took."""
     place = Path(tempfile.mkdtemp(prefix="unlearn-sequence-"))
     keys, folder = make_keys(place / "keys"), trained_run(place / "run", recipe)
     draw, lines, found, watch = random.Random(seed), [], [], Stopwatch()
