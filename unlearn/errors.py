@@ -96,3 +96,14 @@ def some(items: Iterable[object], most: int = 5) -> str:
     words = [str(item) for item in items]
     more = len(words) - most
     return ", ".join(words[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def one_line(message: object, longest: int = 2000) -> str:
+    r"""Return a message as one line of bounded length in which nothing moves a cursor or turns the reading direction.
+
+    >>> one_line("no file 'a\x1b[2J'\n  here"), one_line("x" * 100, 5)
+    ("no file 'a\\x1b[2J' here", 'xxxx…')
+    """
+    text = " ".join(str(message)[: 4 * longest].split())
+    spelled = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return spelled if len(spelled) <= longest else spelled[: longest - 1] + "…"

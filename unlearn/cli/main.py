@@ -19,7 +19,7 @@ from unlearn.cli.request_work import approve, process, purge, refuse, rollback
 from unlearn.cli.review import review
 from unlearn.cli.train import train
 from unlearn.cli.verify import verify
-from unlearn.errors import UnlearnError
+from unlearn.errors import UnlearnError, one_line
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
@@ -57,6 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.ClickException as error:
+        error.message = one_line(error.message)
         error.show()
         code = 2
     except click.Abort:
@@ -66,12 +67,24 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("interrupted", err=True)
         code = 130
     except UnlearnError as error:
-        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        click.echo(f"error: {one_line(error)}", err=True)
         code = 2
+    except OSError as error:
+        if error.filename is None:
+            code = _internal()
+        else:
+            said = one_line(f"can not use {str(error.filename)[:200]!r}: {error.strerror}; check the path")
+            click.echo(f"error: {said}", err=True)
+            code = 2
     except Exception:
-        import traceback
-
-        traceback.print_exc()
-        click.echo("internal error: please report the lines above", err=True)
-        code = 4
+        code = _internal()
     sys.exit(code)
+
+
+def _internal() -> int:
+    """Print the error that is being handled, and return its exit code."""
+    import traceback
+
+    traceback.print_exc()
+    click.echo("internal error: please report the lines above", err=True)
+    return 4

@@ -84,6 +84,8 @@ class Desk:
             InputError: a name that can not be noted.
         """
         run = Run.open(folder, device=device)
+        if device is not None:
+            run.build()  # a device that can not be used is refused before anything is begun
         found = Keys.load(keys, run=run.folder) if isinstance(keys, (str, Path)) else keys
         name = _checked_name(getpass.getuser() if who is None else who)
         path = run.folder / FOLDER / LEDGER

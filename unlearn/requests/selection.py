@@ -94,7 +94,7 @@ def read_selection(path: str | Path) -> list[Asked]:
         return [Asked("id", line) for line in text.splitlines() if line]
     unknown = [name for name in header if name not in _COLUMNS]
     if unknown or len(set(header)) != len(header):
-        raise InputError(f"{where} has the columns {header}; known: {', '.join(_COLUMNS)}, each once")
+        raise InputError(f"{where} has the columns {str(header)[:200]}; known: {', '.join(_COLUMNS)}, each once")
     found = []
     try:
         reader = csv.DictReader(io.StringIO(text.partition("\n")[2], newline=""), header)
@@ -140,7 +140,9 @@ def read_subjects(path: str | Path) -> dict[str, dict[str, list[str]]]:
         reader = csv.DictReader(io.StringIO(_text(path), newline=""))
         names = list(reader.fieldnames or ())
         if "id" not in names or len(names) < 2:
-            raise InputError(f"{where} has the columns {names}; it needs id and a subject column, such as customer")
+            raise InputError(
+                f"{where} has the columns {str(names)[:200]}; it needs id and a subject column, such as customer"
+            )
         found: dict[str, dict[str, list[str]]] = {name: {} for name in names if name != "id"}
         for row in reader:
             for name, values in found.items():
