@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import click
@@ -57,8 +58,10 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.ClickException as error:
-        error.message = one_line(error.message)
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        for line in shown.getvalue().splitlines():
+            click.echo(line if line.isprintable() and len(line) < 200 else one_line(line, 200), err=True)
         code = 2
     except click.Abort:
         click.echo("interrupted", err=True)
