@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -139,8 +138,26 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters["shown"] = lambda value: shown(str(value), 400)
-    made.filters["json"] = lambda value: json.dumps(value, sort_keys=True)
+    made.filters["method_lines"] = _method_lines
     return made
+
+
+def _method_lines(method: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return name and text of what a reader of the page should know of the method."""
+    cost = method.get("cost", {})
+    parts = ", ".join(f"{name} {cost[name]:.3g}" for name in ("factors", "solve", "replay") if cost.get(name))
+    steps = method.get("steps") or [{}]
+    found = {
+        "method": method.get("method", method["kind"]),
+        "rows trained on": method.get("rows_trained_on"),
+        "replayed at most": None if "budget" not in method else f"{method['budget']:g} training epochs",
+        "damping": None if steps[-1].get("damping") is None else f"{steps[-1]['damping']:.3g}",
+        "cost": f"{cost['total']:.3g} training epochs" + (f" ({parts})" if parts else "") if cost else None,
+        "drift": f"{method['drift']['moved']:.3g} nats since the last training, limit {method['drift']['limit']}"
+        if isinstance(method["drift"], dict)
+        else None,
+    }
+    return [(name, str(text)) for name, text in found.items() if text is not None]
 
 
 def certificate_page(facts: dict[str, Any]) -> str:
