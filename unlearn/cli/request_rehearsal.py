@@ -33,7 +33,7 @@ def run_rehearsal(run: Run, as_json: bool) -> int:
     click.echo()
     requests = list(done.state.requests.values())
     rows = [[r.name, r.action, len(r.rows), r.received, r.due, r.status, r.batch, r.times] for r in requests]
-    columns = ["request", "action", "rows", "received", "due", "status", "batch", "came in"]
+    columns = ["request", "action", "rows", "received", "due", "status", "batch", "times"]
     print_table(f"{len(requests)} requests, {done.state.count} events", columns, rows)
     print_checks(done.checks)
     click.echo("The audit passes." if holds else "The audit says no.")
