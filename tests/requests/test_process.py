@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from fnmatch import fnmatch
 
 import pytest
 
@@ -345,3 +346,18 @@ def test_a_full_or_read_only_folder_at_the_write_layer(number, held_desk, monkey
             approve(held_desk, 1, reason="seen")
     assert {path: path.read_bytes() for path in held_desk.folder.rglob("*.json")} == files
     assert process(held_desk).requests[1].status == "released"  # the word was given; the release is finished
+
+
+def test_a_purge_knows_every_file_that_a_run_can_leave(tiny_run):
+    """Rejects a list that a new stage was forgotten in: its file would stay, named as somebody else's."""
+    from unlearn.pipeline.audit import AUDIT_FILE
+    from unlearn.pipeline.certified import ACCOUNT_FILE, HEAD_FILE
+    from unlearn.pipeline.evidence import EVIDENCE_FILE
+    from unlearn.pipeline.flagged import NAME
+    from unlearn.requests.purge import HOLDING, KEPT
+    from unlearn.review.review import BEFORE, DECISIONS, JOURNAL
+
+    names = [AUDIT_FILE, ACCOUNT_FILE, HEAD_FILE, EVIDENCE_FILE, NAME, BEFORE, DECISIONS, JOURNAL]
+    names += [path.name for path in tiny_run.iterdir()]
+    assert len(names) > 20
+    assert [name for name in names if name not in KEPT and not any(fnmatch(name, one) for one in HOLDING)] == []

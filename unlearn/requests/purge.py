@@ -36,7 +36,11 @@ HOLDING = {
     "decisions*.csv": "decisions, by id",
     "flagged.json": "rows shown for review, by id",
     "evidence.json": "evidence on rows, by id",
+    "audit.json": "a membership audit of rows, by id",
     "verdict.json": "the verdict on an edit that knows the rows",
+    "rows-*.csv": "changed rows beside retrains, by id",
+    "head.safetensors": "a certified head, which knows the rows",
+    "certified.json": "the account of certified removals, by id",
     "sketches*": "gradients of every row, sketched",
     "features*": "features of every row",
     "explanation*": "influential rows",
@@ -46,8 +50,9 @@ HOLDING = {
     "edited*.safetensors": "an edit that knows the rows",
     "*.rolled-back*.safetensors": "an edit that knows the rows",
     "review*": "what a person decided, by id",
+    "*.part": "a file whose writing was cut off",
 }
-KEPT = {"recipe.toml", "original.safetensors", "requests", "timings.json"}
+KEPT = {"recipe.toml", "original.safetensors", "requests", "timings.json", "rivals.json"}
 OUT_OF_REACH = (
     "the source data set itself: delete the rows there too",
     "backups, copies and logs of the run folder, and copies of released models",
