@@ -77,6 +77,32 @@ def test_from_a_letter_to_an_audit(run, keyed, unlearn, tmp_path, monkeypatch):
     assert "DOES NOT HOLD" in out
 
 
+def test_lists_for_programs_and_for_what_is_open(run, keyed, unlearn, tmp_path):
+    assert submit(unlearn, run, keyed, "--id", "nobody")[0] == 0
+    assert submit(unlearn, run, keyed, "--id", "somebody", "--due", "2099-01-01")[0] == 0
+    assert unlearn("request", "cancel", run, 1, "--reason", "withdrawn", *keyed)[0] == 0
+    found = json.loads(unlearn("request", "list", run, "--json")[1])["requests"]
+    assert [(item["request"], item["status"]) for item in found] == [("R-0001", "cancelled"), ("R-0002", "received")]
+    opened = json.loads(unlearn("request", "list", run, "--open", "--json")[1])["requests"]
+    assert [item["due"] for item in opened] == ["2099-01-01"]
+    shown = json.loads(unlearn("request", "show", run, "R-0001", "--json")[1])
+    assert [event["kind"] for event in shown["events"]] == ["submitted", "cancelled"]
+    facts = json.loads(unlearn("request", "status", run, "--json")[1])
+    assert facts["requests"] == {"cancelled": 1, "received": 1}
+    code, out, _ = unlearn("request", "audit", run, "--json")
+    assert (code, json.loads(out)["holds"]) == (0, True)
+    for words, line in (
+        (("show", run, "R-0009"), "there is no request R-0009; `unlearn request list` shows all"),
+        (("export", run, "--csv", tmp_path / "no" / "r.csv"), "create it first"),
+        (("audit", run, "--head", tmp_path / "no.json"), "DOES NOT HOLD"),
+        (("submit", run, "--id", "x", "--label", "many", *keyed), "'many' is not a valid float"),
+        (("list", tmp_path), "recipe.toml"),
+    ):
+        code, out, err = unlearn("request", *words)
+        assert code in (1, 2), words
+        assert line in " ".join((out + err).split()), (words, out, err)
+
+
 @pytest.mark.parametrize("name", NASTY)
 def test_hostile_text_does_no_harm_and_is_shown_as_text(name, run, keyed, unlearn, tmp_path):
     text = NASTY[name]

@@ -173,3 +173,17 @@ def test_rows_of_the_data_are_found_by_code(desk):
     assert [desk.id_of[code] for code in done.request.rows] == [row]
     with pytest.raises(RowNotFoundError):
         desk.run.data.positions(["digits-9999"])
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", "\u202eabc", "'; DROP TABLE events; --", "x" * 1_000_000, "=1+1"])
+def test_any_text_is_an_id_that_is_not_held_and_a_reason_that_is_a_code(desk, keys, text, tmp_path):
+    done = submit(desk, ids=[text], hashes=["0" * 64], reason=text)
+    assert ("id", keys.code("row", text)) in done.request.not_held
+    assert done.request.reason == keys.code("reason", text)
+    assert not submit(desk, ids=[text], hashes=["0" * 64]).new
+    for options in ({"hashes": [text]}, {"subjects": [text]}, {"file": text}, {"ids": ["a"], "received": text}):
+        with pytest.raises(InputError) as caught:
+            submit(desk, **options)
+        assert len(str(caught.value)) < 1000
+    assert [event.kind for event in desk.ledger.events()] == ["opened", "submitted", "repeated"]
+    assert audit_passes(audit(desk.run.folder))

@@ -143,6 +143,8 @@ def retrained(desk: Desk, batch: Batch, state: State) -> Answer:
 def save_answer(desk: Desk, batch: Batch, answer: Answer) -> dict[str, Any]:
     """Write the checkpoint; return what the ledger says of it."""
     run = desk.run
+    factors = keep_factors(run.folder, batch, answer.factors, factors_said(desk.state(), batch.base))
+    desk.fault("curvature kept")
     path = model_path(run.folder, batch.number)
     digest = save_checkpoint(
         path,
@@ -159,7 +161,7 @@ def save_answer(desk: Desk, batch: Batch, answer: Answer) -> dict[str, Any]:
         "digest": digest,
         "drift": answer.drift,
         "answer": answer.facts,
-        "factors": keep_factors(run.folder, batch, answer.factors, factors_said(desk.state(), batch.base)),
+        "factors": factors,
         "near_duplicates": near_duplicates(desk, batch),
     }
 

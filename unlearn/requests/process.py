@@ -31,6 +31,7 @@ FAULT_POINTS = (
     "submitted, not committed",
     "submitted",
     "batch opened",
+    "curvature kept",
     "answer saved",
     "edited",
     "drift exceeded",
