@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unlearn.checkpoint import Check
 from unlearn.errors import FolderError, LedgerError, UnlearnError
-from unlearn.requests.desk import FOLDER, LEDGER, Desk
+from unlearn.requests.desk import FOLDER, LEDGER
 from unlearn.requests.events import Event, first_flaw
 from unlearn.requests.heads import HEADS, read_head
 from unlearn.requests.ledger import Ledger
@@ -168,8 +168,3 @@ def _register_flaw(events: list[Event], registered: list[tuple[int, str, int, in
 def audit_passes(checks: list[Check]) -> bool:
     """Whether nothing speaks against it."""
     return all(check.ok is not False for check in checks)
-
-
-def audit_desk(desk: Desk) -> list[Check]:
-    """Audit the run of an open desk."""
-    return audit(desk.run.folder)
