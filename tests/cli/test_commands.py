@@ -91,7 +91,7 @@ def test_repair_by_hand_keeps_the_run_consistent(unlearn: Unlearn, run_copy: Pat
     assert "--replace" in err
     code, out, _ = unlearn("repair", "remove", run_copy, *ids, "--replace", "--budget", 0)
     assert code == 0
-    assert "remove of 3 rows by newton" in out
+    assert "remove of 3 rows by unrolled" in out
     assert not (run_copy / "verdict.json").exists()
     assert not (run_copy / "report.html").exists()
     assert {line.split(",")[1] for line in (run_copy / "decisions.csv").read_text().splitlines()[2:]} == {"remove"}

@@ -240,8 +240,8 @@ def poorer(record: TrainingRecord, *steps: int) -> TrainingRecord:
 
 CHOICES: dict[str, tuple[Callable[[TrainingRecord], TrainingRecord], dict[str, object], str]] = {
     "snapshots": (lambda r: r, {"budget": 1}, "rewind-unrolled-replay"),
-    "no budget": (lambda r: r, {"budget": 0}, "newton"),
-    "no budget, asked for": (lambda r: r, {"budget": 0, "method": "unrolled"}, "unrolled"),
+    "no budget": (lambda r: r, {"budget": 0}, "unrolled"),
+    "no budget, newton asked for": (lambda r: r, {"budget": 0, "method": "newton"}, "newton"),
     "newton asked for": (lambda r: r, {"budget": 1, "method": "newton"}, "rewind-newton-replay"),
     "damping given": (lambda r: r, {"budget": 1, "damping": 0.1}, "rewind-newton-replay"),
     "far apart": (lambda r: poorer(r, 0, 5 * STEPS, 6 * STEPS), {"budget": 1}, "rewind-newton-replay"),
@@ -265,6 +265,8 @@ def test_many_rows_are_unrolled_where_factors_are_shared(sgd: Trained, tmp_path:
     assert apply_changes(model, rows, changes, record=record).method == "rewind-newton-replay"
     shared = apply_changes(model, rows, changes, record=record, factors=tmp_path)
     assert shared.method == "rewind-unrolled-replay"
+    final = apply_changes(model, rows, changes, record=record, budget=0, factors=tmp_path)
+    assert final.method == "newton"  # nothing would mend the overshoot of many rows
 
 
 def test_the_correction_is_the_exact_answer_to_the_same_source(tmp_path: Path) -> None:

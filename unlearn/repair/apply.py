@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,17 @@ from unlearn.repair.batch_norm import BatchNormRule, check_rule, re_estimate
 from unlearn.repair.calibration import calibration_of
 from unlearn.repair.changes import Changes, removal
 from unlearn.repair.chosen_layers import chosen_parameters
-from unlearn.repair.correction import corrected
 from unlearn.repair.damping import damping_of, weight_decay_of
 from unlearn.repair.edit import Cost, Edit, measure
 from unlearn.repair.method import Method, choose_method
 from unlearn.repair.newton import Step
-from unlearn.repair.newton_edit import FACTOR_SHARE, newton_edit, sample_size
+from unlearn.repair.newton_edit import FINAL_SHARE, REPLAY_SHARE, NewtonEdit, newton_edit
 from unlearn.repair.rewind import check_final_weights, check_record, last_snapshot
-from unlearn.repair.trajectory import FACTOR_COST, Trajectory
-from unlearn.repair.unrolled import unroll
+from unlearn.repair.trajectory import FACTOR_COST
+from unlearn.repair.unrolled_edit import UnrolledEdit, unrolled_edit
 from unlearn.tasks import Task, get_task
 from unlearn.training import Snapshot, Successor, TrainingRecord, replay
 
-OPERATOR_SHARE = 8
 EPOCH_COST = 3
 
 
@@ -165,7 +162,7 @@ def apply_changes(
     skip = patterns_of(skip)
     layers = None if layers is None else patterns_of(layers)
     names = None if layers is None else chosen_parameters(model, layers)
-    newton_only = {
+    given = {
         "skip": bool(skip),
         "layers": layers is not None,
         "curvature": curvature is not None,
@@ -180,7 +177,7 @@ def apply_changes(
         budget,
         changed=len(changes.ids),
         shared=factors is not None,
-        newton_only=[option for option, given in newton_only.items() if given],
+        newton_only=[option for option, there in given.items() if there],
     )
     start, notes = plan.start, list(plan.notes)
     check_rule(batch_norm, replays=start is not None, model=model)
@@ -193,40 +190,29 @@ def apply_changes(
     if layers is not None:
         notes.append(f"only layers {some(map(repr, layers))} were edited; all other weights are as they were")
     keeper = None if successor is None or record is None else Successor(record, successor)
-    place, snapshot = model, None
-    if record is not None and (
-        start is not None or plan.unrolled or (record.optimizer, damping) == ("adam", "horizon")
-    ):
-        snapshot = last_snapshot(record) if start is None else record.snapshot(start)
-        check_final_weights(record, model)
-    if start is not None and snapshot is not None:
-        place = copy.deepcopy(model)
-        snapshot.restore(place)
-        if curvature is not None and curvature.weights_digest != weights_digest(place):
-            curvature = None
-            notes.append("the curvature given is of other weights than the snapshot; that of the snapshot was fitted")
+    by_metric = record is not None and record.optimizer == "adam" and damping == "horizon"
+    place, snapshot = _place(model, record, start, needed=plan.unrolled or by_metric)
+    if start is not None and curvature is not None and curvature.weights_digest != weights_digest(place):
+        curvature = None
+        notes.append("the curvature given is of other weights than the snapshot; that of the snapshot was fitted")
+    found_damping = damping_of(damping, record, start, snapshot, place)
+    done: NewtonEdit | UnrolledEdit
     taken: tuple[Step, ...] = ()
-    storage = 0
     if plan.unrolled and record is not None and snapshot is not None:
-        sample = rows if factors is not None else rows.sample(sample_size(len(rows), FACTOR_SHARE), 0, "factor-rows")
-        trajectory = Trajectory(model, record, sample, the_task, None if factors is None else Path(factors))
-        found = unroll(trajectory, rows, changes, plan.segments, take=None if keeper is None else keeper.take)
-        solve_cost, factor_rows, storage = found.cost, trajectory.fitted, found.storage
-        edited = changes.apply(rows)
-        change, more = corrected(
-            found.change,
+        done = unrolled_edit(
             place,
-            edited.sample(sample_size(len(edited), OPERATOR_SHARE), 0, "operator-rows"),
+            snapshot,
+            rows,
+            changes,
             the_task,
-            found.curvature,
-            scale=found.scale,
+            record=record,
+            segments=plan.segments,
             weight_decay=decay,
-            damping=damping_of(damping, record, start, snapshot, place),
+            damping=found_damping,
+            factors=factors,
+            successor=keeper,
         )
-        solve_cost += more
-        snapshot = replace(found, change=change).on(snapshot)
-        moved = copy.deepcopy(model)
-        snapshot.restore(moved)
+        snapshot, storage, preconditioner = done.snapshot, done.storage, None
     else:
         done = newton_edit(
             place,
@@ -234,26 +220,22 @@ def apply_changes(
             changes,
             the_task,
             weight_decay=decay,
-            damping=damping_of(damping, record, start, snapshot, place),
+            damping=found_damping,
             steps=steps,
             curvature=curvature,
-            share=1 if start is None else OPERATOR_SHARE,
+            share=FINAL_SHARE if start is None else REPLAY_SHARE,
             skip=skip,
             names=names,
         )
-        moved, taken, solve_cost, factor_rows = done.model, done.steps, done.cost, done.factor_rows
-        curvature = done.curvature
+        taken, storage, preconditioner = done.steps, 0, done.curvature
         notes += done.notes
+    moved, solve_cost = done.model, done.cost
     edited, replayed = changes.apply(rows), 0
+    moves_all = not skip and names is None and (plan.unrolled or any(step.accepted for step in taken))
     if record is not None and start is not None:
         take = None if keeper is None else keeper.take
         moved, replayed = replay(moved, edited, record, start=start, snapshot=snapshot, take=take)
-    elif (
-        batch_norm == "re-estimate"
-        and not skip
-        and names is None
-        and (plan.unrolled or any(step.accepted for step in taken))
-    ):
+    elif batch_norm == "re-estimate" and moves_all:
         passes = re_estimate(moved, edited)
         solve_cost += passes
         if passes:
@@ -264,12 +246,6 @@ def apply_changes(
         last = record.snapshot(record.steps) if snapshot is None and record.steps in record.snapshots else snapshot
         keeper.take(record.steps, Snapshot(moved.state_dict(), {} if last is None else last.optimizer))
     copy_modes(model, moved)
-    before = measure(model, rows, changes, the_task)
-    if plan.could_unroll and before.get("changed_phi", -1.0) > 0:
-        notes.append(
-            "the model has learnt the changed rows' old labels, and their gradients are small at the final weights; "
-            "a budget for a replay, or method='unrolled', comes nearer"
-        )
     epoch = EPOCH_COST * len(rows)
     return Edit(
         model=moved,
@@ -279,14 +255,29 @@ def apply_changes(
         data=rows,
         record=record,
         steps=taken,
-        cost=Cost(FACTOR_COST * factor_rows / epoch, solve_cost / epoch, EPOCH_COST * replayed / epoch, storage),
-        before=before,
+        cost=Cost(FACTOR_COST * done.factor_rows / epoch, solve_cost / epoch, EPOCH_COST * replayed / epoch, storage),
+        before=measure(model, rows, changes, the_task),
         after=measure(moved, rows, changes, the_task),
         budget=budget,
         start_step=start,
         layers=None if layers is None else tuple(layers),
-        curvature=curvature,
+        curvature=preconditioner,
         calibration=calibrated,
         successor=None if keeper is None else keeper.finish(edited, changes.removed),
         notes=tuple(notes),
     )
+
+
+def _place(
+    model: nn.Module, record: TrainingRecord | None, start: int | None, *, needed: bool
+) -> tuple[nn.Module, Snapshot | None]:
+    """Return the model with the weights to edit, and their snapshot where one is needed: for its optimizer state."""
+    if record is None or (start is None and not needed):
+        return model, None
+    snapshot = last_snapshot(record) if start is None else record.snapshot(start)
+    check_final_weights(record, model)
+    if start is None:
+        return model, snapshot
+    place = copy.deepcopy(model)
+    snapshot.restore(place)
+    return place, snapshot

@@ -67,7 +67,7 @@ class Edit:
         budget: training epochs that might be replayed.
         start_step: the training step whose snapshot was edited; None for the final weights.
         layers: patterns of the only layers that were edited; None for all.
-        curvature: the preconditioner that was used.
+        curvature: the preconditioner of a Newton step; None for an unrolled edit.
         calibration: how the damping was found without a record; its rows are not to be tested on.
         successor: the record of the edited training, where one was asked for: a next edit starts from it.
         drift: how far the chain that this edit belongs to has come; None outside of a chain.

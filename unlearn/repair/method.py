@@ -3,14 +3,12 @@
 | recorded | budget | method |
 |---|---|---|
 | weights, and how they were trained | any | ``newton`` on the final weights |
-| snapshots and row order | 0, or reaches none of them | ``newton`` on the final weights; ``unrolled`` on request |
+| snapshots and row order | 0, or reaches none of them | ``unrolled`` on the final weights; ``newton`` for many rows |
 | snapshots and row order | reaches a snapshot | ``rewind-unrolled-replay``; ``rewind-newton-replay`` for many rows |
 
-Many rows are more than a share ``MANY`` of all. For them the unrolled edit is chosen only where its factors are shared:
-fitting them for one request costs more epochs than the same replay would need to come as near.
-
-Without a replay the unrolled edit overshoots, but for a model that has memorised its rows it is the nearer one: their
-gradients at the end are nearly zero, and only the snapshots know what they did. A note says so then.
+Many rows are more than a share ``MANY`` of all. For them the unrolled edit is chosen only before a replay, which mends
+its overshoot, and only where its factors are shared: fitting them for one request costs more epochs than the same
+replay would need to come as near.
 """
 
 from __future__ import annotations
@@ -40,13 +38,11 @@ class Plan:
         start: the step whose snapshot is edited and replayed from; None for the final weights.
         segments: of the unrolled edit; none for a Newton step.
         notes: why it is not the best method, where it is not.
-        could_unroll: whether the final weights are edited by a Newton step although the training could be unrolled.
     """
 
     start: int | None
     segments: tuple[Segment, ...]
     notes: tuple[str, ...]
-    could_unroll: bool = False
 
     @property
     def unrolled(self) -> bool:
@@ -109,12 +105,11 @@ def choose_method(
     stop = segments[-1].stop if segments else 0
     coarse = any(segment.stop - segment.start > COARSE * stop for segment in segments)
     coarse = coarse or (bool(segments) and segments[0].start > COARSE * stop)
-    if coarse and start is not None:
+    if coarse:
         notes.append("snapshots lie too far apart to unroll the training, so a Newton step was taken")
-    given = [name for name in newton_only if name != "curvature"]
-    dear = changed > MANY * len(rows) and not shared
-    able = bool(segments) and not coarse and not given and not dear
-    return Plan(start, segments if able and start is not None else (), tuple(notes), able and start is None)
+    given = [name for name in newton_only if name != "curvature" or start is None]
+    dear = changed > MANY * len(rows) and (start is None or not shared)
+    return Plan(start, () if coarse or given or dear else segments, tuple(notes))
 
 
 def _segments(record: TrainingRecord | None, start: int | None, most: int | None) -> tuple[Segment, ...]:

@@ -19,6 +19,8 @@ from unlearn.tasks import Task
 
 ITERATIONS = 5
 FACTOR_SHARE = 4
+FINAL_SHARE, REPLAY_SHARE = 4, 8
+"""One row in so many stands for all in exact products: for an edit that is final, and for one that a replay mends."""
 MOST_ROWS = 4096
 LEAST_ROWS = 128
 OPTIMUM_STEPS = 200
