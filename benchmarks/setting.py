@@ -140,8 +140,6 @@ class Table:
     LARGER = (
         "test accuracy",
         "accuracy - retrain",
-        "cosine changed",
-        "cosine test",
         "average precision",
         "AUROC",
         "self-influence AUROC",
@@ -165,7 +163,7 @@ class Table:
 
     def worst(self, name: str, column: str) -> float:
         """Return the worst seed."""
-        pick = min if column in self.LARGER else max
+        pick = min if column in self.LARGER or column.startswith(("cosine", "corrected", "share", "ceiling")) else max
         return pick(values[column] for values in self.rows[name])
 
     def __str__(self) -> str:
