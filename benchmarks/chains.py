@@ -89,7 +89,7 @@ def compare(
 def measured(comparison: Comparison, model: nn.Module) -> dict[str, float]:
     """Return the distances, with the phi error as it is."""
     found = comparison.measure(model)
-    return {**found, "phi error": found["phi error / spread"] * comparison.spread}
+    return {**found, "phi error": found["phi error / spread"] * comparison.distances.spread}
 
 
 def ratios(table: Table, name: str, other: str, column: str) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from unlearn.errors import InputError, RecordError
 from unlearn.repair import Changes, apply_changes
 from unlearn.repair.correction import corrected
 from unlearn.repair.impulses import bins_of, impulses
+from unlearn.repair.method import MANY
 from unlearn.repair.trajectory import Segment, Trajectory, segments_to
-from unlearn.repair.unrolled import MANY, unroll
+from unlearn.repair.unrolled import COHERENT, unroll
 from unlearn.tasks import get_task
 from unlearn.training import TrainingRecord, TrainSettings, replay, train
 
@@ -292,11 +294,11 @@ def test_the_correction_is_the_exact_answer_to_the_same_source(tmp_path: Path) -
 
 
 def test_many_rows_take_larger_eigenvalues(sgd: Trained) -> None:
-    """L times those of the blocks, past ``MANY`` of the rows: the change is smaller than with c = 1."""
+    """c is sqrt(L) for few rows, L past ``COHERENT`` of them; rejects 1 and L throughout."""
     model, rows, record = sgd
     known = Trajectory(model, record, rows, get_task("classification"))
     segments = segments_to(list(record.snapshots), record.steps, 3)
-    for count, factor in ((2, 1.0), (int(MANY * len(rows)) + 1, 2.0)):
+    for count, factor in ((1, math.sqrt(2)), (int(COHERENT * len(rows)) + 1, 2.0)):
         changes = Changes(rows.ids[:count])
         found, same = (unroll(known, rows, changes, segments, coherence=c).change for c in (None, factor))
         assert all(torch.equal(found[name], same[name]) for name in found)

@@ -21,10 +21,11 @@ from unlearn.data import Rows
 from unlearn.errors import InputError, RecordError, did_you_mean
 from unlearn.repair.rewind import rewind_step
 from unlearn.repair.trajectory import Segment, segments_to
-from unlearn.repair.unrolled import MANY
 from unlearn.training import TrainingRecord
 
 Method = Literal["auto", "newton", "unrolled"]
+MANY = 0.05
+"""More than this share of all rows are many."""
 SEGMENTS = 5
 COARSE = 0.55
 """A segment longer than this share of the training is not unrolled unless that is asked for."""

@@ -9,9 +9,9 @@ in the same order, would have walked theta_t + D_t, and to first order in D
 with p_t of :mod:`unlearn.repair.impulses`, G the Gauss-Newton matrix of the mean loss and P = 1 / (sqrt(v) + eps). It
 is the idea of SOURCE (arXiv 2405.12186: segments with a stationary curvature each, EK-FAC filters), turned from a score
 into an edit, with three departures. The recorded steps are run instead of gradient flow, so a row pushes when it was
-seen. The optimizer's momentum is carried along, and edited too. For many rows eigenvalues are taken c times: EK-FAC
-leaves out that the layers of a row's gradient act together, and many rows add up. With L layers the true v^T G v is at
-most L times that of the blocks; c is 1 for few rows and L for many.
+seen. The optimizer's momentum is carried along, and edited too. Eigenvalues are taken c times: EK-FAC leaves out that
+the layers of a row's gradient act together. With L layers the true v^T G v is between 0 and L times that of the blocks,
+and nearer to L along what many rows push; c is sqrt(L) for a few rows and L from a share ``COHERENT`` of all on.
 
 In the eigenbasis of a segment all of this is elementwise: a request costs one gradient of its rows for each segment,
 and a few elementwise products for each step. P is taken by its diagonal in the eigenbasis. Nothing bounds D: where it
@@ -20,6 +20,7 @@ is large, the linearisation overshoots, and a replay from there on has to mend i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -37,8 +38,8 @@ from unlearn.repair.trajectory import Segment, Trajectory
 from unlearn.training import Snapshot, TrainingRecord
 
 BINS = 16
-MANY = 0.05
-"""More than this share of all rows are many."""
+COHERENT = 0.01
+"""The rows from which on c is the number of layers, as a share of all rows."""
 GRADIENT_COST = 3
 
 
@@ -121,8 +122,7 @@ def unroll(
         raise RecordError("the unrolled edit needs a recorded row order and at least two snapshots; record them")
     if record.optimizer not in ("sgd", "adam"):
         raise RecordError(f"the optimizer {record.optimizer!r} is not unrolled; edit the final weights with budget=0")
-    many = len(changes.ids) > MANY * len(data)
-    scale = (len(find_layers(trajectory.model, data).layers) if many else 1.0) if coherence is None else coherence
+    scale = _coherence(trajectory, data, changes) if coherence is None else coherence
     passes, storage = len(changes.ids) + len(changes.relabelled), 0
     state, before = _State({}, {}), None
     for k, segment in enumerate(track(segments, "unrolling"), 1):
@@ -146,6 +146,11 @@ def unroll(
         if take is not None and k < len(segments):
             take(segment.stop, found.on(record.snapshot(segment.stop)))
     return found
+
+
+def _coherence(trajectory: Trajectory, data: Rows, changes: Changes) -> float:
+    layers = len(find_layers(trajectory.model, data).layers)
+    return float(layers) if len(changes.ids) > COHERENT * len(data) else math.sqrt(layers)
 
 
 @dataclass
