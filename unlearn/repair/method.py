@@ -108,6 +108,11 @@ def choose_method(
     coarse = coarse or (bool(segments) and segments[0].start > COARSE * stop)
     if coarse:
         notes.append("snapshots lie too far apart to unroll the training, so a Newton step was taken")
+    if start is None and changed > MANY * len(rows):
+        notes.append(
+            f"{changed} of {len(rows)} rows change and only the final weights are edited: fine-tuning on the changed data "
+            "came nearer to retraining wherever it was measured (docs/limits.md)"
+        )
     given = [name for name in newton_only if name != "curvature" or start is None]
     dear = changed > MANY * len(rows) and (start is None or not shared)
     return Plan(start, () if coarse or given or dear else segments, tuple(notes))
