@@ -12,6 +12,7 @@ from unlearn.cli.benchmark import benchmark
 from unlearn.cli.checkpoint import checkpoint
 from unlearn.cli.detect import detect
 from unlearn.cli.explain import explain
+from unlearn.cli.plan import plan
 from unlearn.cli.recipe import recipe
 from unlearn.cli.repair import repair
 from unlearn.cli.request import request
@@ -31,7 +32,8 @@ def cli() -> None:
     \b
     The main job in one line:
         unlearn recipe run mnist5k-relabel
-    and the same, stage by stage:
+    and the same, stage by stage, after what it will cost:
+        unlearn plan mnist5k-relabel
         unlearn train mnist5k-relabel --out runs/digits
         unlearn detect runs/digits
         unlearn review runs/digits
@@ -43,7 +45,7 @@ def cli() -> None:
     """
 
 
-for command in (recipe, train, detect, explain, review, repair, verify, audit, checkpoint, request, benchmark):
+for command in (recipe, plan, train, detect, explain, review, repair, verify, audit, checkpoint, request, benchmark):
     cli.add_command(command)
 
 for command in (process, approve, refuse, rollback, purge, certificate):

@@ -2,6 +2,7 @@
 
 from unlearn.pipeline.certified import remove_certified, run_certified
 from unlearn.pipeline.detectors import DETECTORS
+from unlearn.pipeline.plan import plan_run
 from unlearn.pipeline.run import Run
 from unlearn.pipeline.stages import (
     check_has_stages,
@@ -19,6 +20,7 @@ __all__ = [
     "Run",
     "check_has_stages",
     "edit_units",
+    "plan_run",
     "remove_certified",
     "report_stage",
     "run_certified",

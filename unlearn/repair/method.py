@@ -110,8 +110,8 @@ def choose_method(
         notes.append("snapshots lie too far apart to unroll the training, so a Newton step was taken")
     if start is None and changed > MANY * len(rows):
         notes.append(
-            f"{changed} of {len(rows)} rows change and only the final weights are edited: fine-tuning on the changed data "
-            "came nearer to retraining wherever it was measured (docs/limits.md)"
+            f"{changed} of {len(rows)} rows change and only the final weights are edited: fine-tuning on the changed "
+            "data came nearer to retraining wherever it was measured (docs/limits.md)"
         )
     given = [name for name in newton_only if name != "curvature" or start is None]
     dear = changed > MANY * len(rows) and (start is None or not shared)
