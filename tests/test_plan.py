@@ -88,7 +88,7 @@ def test_what_does_not_fit_says_what_to_change(plan: RunPlan) -> None:
     small = RunPlan(**{**vars(plan), "memory": 10_000, "disk": 10_000})
     memory, disk = small.advice
     assert "the factors of layer '1' take" in memory
-    assert "fewer train.snapshot_epochs or verify.references" in disk
+    assert "train.snapshot_epochs = 6, fewer verify.references" in disk
 
 
 def test_the_command_prints_eighty_columns_and_writes_nothing(

@@ -84,7 +84,11 @@ class ModelSection(_Section):
 
 
 class TrainSection(_Section):
-    """How the original is trained; see :class:`unlearn.training.TrainSettings`."""
+    """How the original is trained; see :class:`unlearn.training.TrainSettings`.
+
+    ``snapshot_epochs``: ``every`` epoch, how many snapshots in all (see :func:`unlearn.training.snapshot_epochs` for
+    where they are placed), or after which epochs.
+    """
 
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: float = Field(default=0.05, gt=0)
@@ -98,7 +102,7 @@ class TrainSection(_Section):
     epochs: int = Field(default=15, gt=0)
     batch_size: int = Field(default=128, gt=0)
     train_seed: int = Field(default=0, ge=0, lt=2**63)
-    snapshot_epochs: Literal["every"] | list[int] = "every"
+    snapshot_epochs: Literal["every"] | Annotated[int, Field(ge=3)] | list[int] = "every"
 
 
 DetectorName = Literal[

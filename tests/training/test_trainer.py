@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from training_cases import ADAM, SETTINGS, SGD, network, plain_loop, rows_of, sa
 
 from unlearn.data import Rows
 from unlearn.errors import FolderError, InputError
-from unlearn.training import TrainSettings, train
+from unlearn.training import TrainSettings, snapshot_epochs, train
 
 each_optimizer = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
 
@@ -187,3 +188,22 @@ def test_schedules_by_hand():
 def test_settings_that_can_not_be_meant_are_refused(options: dict[str, object], message: str):
     with pytest.raises(InputError, match=message):
         TrainSettings(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("epochs", "count"), [(15, 4), (45, 6), (3, 9), (1, 3), (100, 3)])
+def test_few_snapshots_end_with_the_last_two_epochs_and_halve_towards_them(epochs: int, count: int) -> None:
+    found = snapshot_epochs(count, epochs)
+    assert found[0] == 0
+    assert found[-2:] == [epochs - 1, epochs]
+    assert len(found) == count or found == list(range(epochs + 1)) or count > epochs
+    lengths = [b - a for a, b in itertools.pairwise(found[:-1])]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_snapshots_that_can_not_be_meant_are_refused() -> None:
+    with pytest.raises(InputError, match="2 snapshots are asked for; give at least 3"):
+        snapshot_epochs(2, 10)
+    with pytest.raises(InputError, match="after epochs 0 to 11; the training has 0 to 10"):
+        snapshot_epochs([11], 10)
+    with pytest.raises(InputError, match="give 'every'"):
+        snapshot_epochs("all", 10)  # type: ignore[arg-type]

@@ -28,6 +28,7 @@ from unlearn.recipe import Recipe
 from unlearn.repair.method import SEGMENTS
 from unlearn.repair.newton_edit import FACTOR_SHARE, FINAL_SHARE, ITERATIONS, REPLAY_SHARE, sample_size
 from unlearn.tasks import get_task
+from unlearn.training import snapshot_epochs
 
 SOLVE_COST = 4 / 3
 """Epochs of a Gauss-Newton product with all rows."""
@@ -104,7 +105,7 @@ class RunPlan:
         disk = sum(stage.disk for stage in self.stages)
         if disk > self.disk:
             found.append(
-                f"the run leaves {size(disk)} and {size(self.disk)} are free: state fewer train.snapshot_epochs or "
+                f"the run leaves {size(disk)} and {size(self.disk)} are free: state train.snapshot_epochs = 6, fewer "
                 "verify.references, or choose another folder with --out"
             )
         return tuple(found)
@@ -210,7 +211,7 @@ def _seconds_of_batches(model: nn.Module, rows: Rows, batch: int, device: str | 
 def _stages(run: Run, rows: Rows, weights: int, coverage: Coverage, speed: Speed | None) -> tuple[StagePlan, ...]:
     recipe, factors = run.recipe, sum(factor_bytes(layer) for layer in coverage.layers)
     train, epochs = recipe.train, float(recipe.train.epochs)
-    snapshots = train.epochs + 1 if train.snapshot_epochs == "every" else len({0, *train.snapshot_epochs})
+    snapshots = len(snapshot_epochs(train.snapshot_epochs, train.epochs))
     whole = weights * (1 + STATE[train.optimizer])
     order = 4 * train.epochs * math.ceil(len(rows) / train.batch_size) * train.batch_size + sum(map(len, rows.ids))
     kept = (snapshots - 1) * whole + weights + order  # the first has no optimizer state yet
@@ -262,9 +263,10 @@ def _repair_cost(recipe: Recipe, rows: Rows) -> tuple[float, str, int]:
     if not section.whole_weights:
         return FIT_COST + (section.steps or 1), f"{section.method} on Kronecker factors", 1
     unrolled = section.method != "newton" and section.layers is None and section.damping == "horizon"
-    if unrolled and recipe.train.snapshot_epochs == "every":
+    segments = min(SEGMENTS, len(snapshot_epochs(recipe.train.snapshot_epochs, recipe.train.epochs)) - 2)
+    if unrolled and segments > 0:
         solve = 3 * SOLVE_COST * sample_size(count, REPLAY_SHARE) / count
-        return SEGMENTS * FIT_COST * share + solve + section.budget, "unrolled, for few rows", SEGMENTS
+        return segments * FIT_COST * share + solve + section.budget, "unrolled, for few rows", segments
     sample = sample_size(count, REPLAY_SHARE if section.budget else FINAL_SHARE) / count
     return FIT_COST * share + ITERATIONS * SOLVE_COST * sample + section.budget, "a Newton step", 1
 

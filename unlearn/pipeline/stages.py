@@ -30,7 +30,7 @@ from unlearn.recipe import Recipe
 from unlearn.repair import Changes, Edit, OutputCut, apply_changes, drop_outputs, restricted_edit
 from unlearn.repair.restricted_steps import EditMethod
 from unlearn.report import assemble_report, listed_rows, render_report
-from unlearn.training import train
+from unlearn.training import snapshot_epochs, train
 from unlearn.verification import Price, Verdict, verify
 from unlearn.verification.processes import Processes
 
@@ -42,14 +42,13 @@ FOUND_POINTS = 31
 def train_stage(run: Run) -> None:
     """Train the original; leave its record, snapshots and trajectory."""
     section = run.recipe.train
-    every = range(section.epochs + 1) if section.snapshot_epochs == "every" else section.snapshot_epochs
     model, record = train(
         run.build(),
         run.data,
         run.settings,
         seed=section.train_seed,
         folder=run.folder,
-        snapshot_epochs=sorted({0, *every}),
+        snapshot_epochs=snapshot_epochs(section.snapshot_epochs, section.epochs),
         description="training the original",
     )
     save_checkpoint(

@@ -19,7 +19,7 @@ from unlearn.requests.desk import Desk
 from unlearn.requests.factors import factors_in_force, keep_factors
 from unlearn.requests.named_files import batch_folder, model_path
 from unlearn.requests.state import ORIGINAL, Batch, State
-from unlearn.training import TrainingRecord, load_checkpoint, train
+from unlearn.training import TrainingRecord, load_checkpoint, snapshot_epochs, train
 from unlearn.training.snapshots import snapshot_path
 
 MOST_SHOWN = 20
@@ -126,14 +126,13 @@ def retrained(desk: Desk, batch: Batch, state: State) -> Answer:
     run = desk.run
     rows = rows_after(desk, [*state.stack, batch.number], state)
     section = run.recipe.train
-    every = range(section.epochs + 1) if section.snapshot_epochs == "every" else section.snapshot_epochs
     model, record = train(
         run.build(),
         rows,
         run.settings,
         seed=section.train_seed,
         folder=batch_folder(run.folder, batch.number),
-        snapshot_epochs=sorted({0, *every}),
+        snapshot_epochs=snapshot_epochs(section.snapshot_epochs, section.epochs),
         description="retraining without the rows",
     )
     facts = {"method": "retrain", "rows_trained_on": len(rows), "cost": {"total": float(section.epochs)}}

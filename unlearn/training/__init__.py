@@ -5,6 +5,7 @@ from unlearn.training.load import load_checkpoint
 from unlearn.training.optimum import train_to_optimum
 from unlearn.training.order import BatchOrder
 from unlearn.training.perturbed_logistic import SignedRows, draw_noise, train_perturbed
+from unlearn.training.placement import snapshot_epochs
 from unlearn.training.record import TrainingRecord, optimizer_of
 from unlearn.training.recorder import TRAJECTORY_FILE, Recorder
 from unlearn.training.replay import replay
@@ -30,6 +31,7 @@ __all__ = [
     "optimizer_of",
     "replay",
     "run_steps",
+    "snapshot_epochs",
     "train",
     "train_perturbed",
     "train_to_optimum",
