@@ -26,6 +26,7 @@ from unlearn.training import TrainingRecord
 Method = Literal["auto", "newton", "unrolled"]
 MANY = 0.05
 """More than this share of all rows are many."""
+UNROLLED = ("sgd", "adam")
 SEGMENTS = 5
 COARSE = 0.55
 """A segment longer than this share of the training is not unrolled unless that is asked for."""
@@ -108,19 +109,20 @@ def choose_method(
     coarse = coarse or (bool(segments) and segments[0].start > COARSE * stop)
     if coarse:
         notes.append("snapshots lie too far apart to unroll the training, so a Newton step was taken")
-    if start is None and changed > MANY * len(rows):
+    given = [name for name in newton_only if name != "curvature" or start is None]
+    unfinished = record is not None and record.optimizer in UNROLLED
+    if start is None and unfinished and not given and changed > MANY * len(rows):
         notes.append(
             f"{changed} of {len(rows)} rows change and only the final weights are edited: fine-tuning on the changed "
             "data came nearer to retraining wherever it was measured (docs/limits.md)"
         )
-    given = [name for name in newton_only if name != "curvature" or start is None]
     dear = changed > MANY * len(rows) and (start is None or not shared)
     return Plan(start, () if coarse or given or dear else segments, tuple(notes))
 
 
 def _segments(record: TrainingRecord | None, start: int | None, most: int | None) -> tuple[Segment, ...]:
     """Return the segments up to the weights that are edited; none where the training can not be unrolled."""
-    if record is None or record.order is None or record.folder is None or record.optimizer not in ("sgd", "adam"):
+    if record is None or record.order is None or record.folder is None or record.optimizer not in UNROLLED:
         return ()
     stop = record.steps if start is None else start
     if stop not in record.snapshots:
