@@ -18,7 +18,6 @@ from torch import nn
 from benchmarks.setting import Bars, Comparison, Setting, Table, logits, threads
 from unlearn.repair import Changes, EditChain
 from unlearn.training import replay
-from unlearn.verification import References
 from unlearn.verification.distances import kl, phi_error
 
 SEEDS = (0, 1, 2)
@@ -72,15 +71,15 @@ def compare(
             part = Changes(removed=changes.removed[: k * size])
             retrained = comparison.references.coupled if k == steps else coupled(setting, part)
             assert retrained is not None
-            here = Comparison(setting, part, References(retrained, (), 0))
+            changed = setting.data.only(part.removed)
             edited, sums = chain[k - 1][0].model, chain[k - 1][1]
             want, have, before = (logits(m, setting.test) for m in (retrained, edited, setting.trained[0]))
-            changed = [logits(m, here.changed) for m in (retrained, edited)]
+            goal, now = (logits(m, changed) for m in (retrained, edited))
             values = {
                 **sums,
                 "KL to retraining": kl(want, have),
                 "KL / drift": kl(want, have) / sums["drift, nats"],
-                "phi error": phi_error(changed[1], changed[0], here.changed.labels),
+                "phi error": phi_error(now, goal, changed.labels),
                 "unedited KL": kl(want, before),
             }
             drift.add(f"after {k} edits, {NAMES[budget]}", values)

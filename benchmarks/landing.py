@@ -179,9 +179,9 @@ def fours(seeds: tuple[int, ...] = SEEDS, draws: int = 20) -> None:
                     found.setdefault(name, []).append(_apart(setting, model, there, other, rows, cost, factors))
         for name, values in found.items():
             mean = {key: float(np.mean([v[key] for v in values])) for key in values[0]}
-            mean["phi error / spread"] = math.sqrt(np.mean([v["squared"] for v in values])) / pooled.spread
+            mean["phi error / spread"] = math.sqrt(np.mean([v["squared"] for v in values])) / pooled.distances.spread
             mean["KL / unedited"] = mean["KL"] / float(np.mean([v["KL"] for v in found["unedited"]]))
-            mean["KL / floor"] = mean["KL"] / pooled.floor
+            mean["KL / floor"] = mean["KL"] / pooled.distances.floor
             table.add(name, mean)
     print(table)
     mlp_bars(table, bars)
