@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unlearn.errors import RecipeError, did_you_mean
+from unlearn.source_options import check_options
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -68,12 +69,19 @@ class CorruptionSection(_Section):
 
 
 class DataSection(_Section):
-    """Which rows."""
+    """Which rows; ``options`` go to the source (a folder, columns, ...; see :mod:`unlearn.source_options`)."""
 
     source: str
+    options: dict[str, Any] = Field(default_factory=dict)
     split_seed: int = 0
     noise: NoiseSection | None = None
     corruption: CorruptionSection | None = None
+
+    @model_validator(mode="after")
+    def _options_of_the_source(self) -> DataSection:
+        if ":" not in self.source:
+            check_options(self.source, self.options)
+        return self
 
 
 class ModelSection(_Section):

