@@ -90,6 +90,8 @@ SOURCE_OPTIONS: dict[str, type[SourceOptions]] = {
     "svhn": TorchvisionOptions,
     "flowers102": TorchvisionOptions,
     "food101": TorchvisionOptions,
+    "table": TableOptions,
+    "hub": HubOptions,
 }
 
 

@@ -128,7 +128,8 @@ class ReadPictures:
 def open_picture(path: Path) -> Image.Image:
     """Return the decoded image of a file; the file is closed."""
     with Image.open(path) as image:
-        return image.copy()
+        copied: Image.Image = image.copy()
+    return copied
 
 
 def check_files(paths: Sequence[Path], name: str) -> None:

