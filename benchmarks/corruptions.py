@@ -75,7 +75,7 @@ class CorruptedSetting(Setting):
     def corrupted(self) -> Corrupted:
         """Training rows and which are corrupted."""
         section = self.recipe.data
-        rows = load_data(section.source, split_seed=section.split_seed)
+        rows = load_data(section.source, split_seed=section.split_seed, options=section.options)
         return CORRUPTIONS[self.corruption](rows, self.seed)
 
     @cached_property

@@ -73,7 +73,7 @@ class NoisySetting(Setting):
         if self.pairs is None:
             return Setting.data.func(self)  # type: ignore[attr-defined]
         section = self.recipe.data
-        clean = load_data(section.source, split_seed=section.split_seed)
+        clean = load_data(section.source, split_seed=section.split_seed, options=section.options)
         return pair_noise(clean, self.pairs, self.rate or 0.0, self.seed)
 
     @cached_property

@@ -47,12 +47,15 @@ class Setting:
         """Noisy training rows."""
         section = self.recipe.data
         rate = section.noise.rate if self.rate is None and section.noise is not None else self.rate or 0.0
-        return symmetric_noise(load_data(section.source, split_seed=section.split_seed), rate, self.seed)
+        return symmetric_noise(
+            load_data(section.source, split_seed=section.split_seed, options=section.options), rate, self.seed
+        )
 
     @cached_property
     def test(self) -> Rows:
         """Test rows."""
-        return load_data(self.recipe.data.source, "test", split_seed=self.recipe.data.split_seed)
+        section = self.recipe.data
+        return load_data(section.source, "test", split_seed=section.split_seed, options=section.options)
 
     @cached_property
     def trained(self) -> tuple[nn.Module, TrainingRecord, Trajectory]:

@@ -15,7 +15,8 @@ import torch
 
 import unlearn
 from unlearn.cli.main import cli
-from unlearn.recipe import load_recipe, shipped_recipes
+from unlearn.recipe import DataSection, load_recipe, shipped_recipes, tomllib
+from unlearn.source_options import SOURCE_OPTIONS, TableOptions, check_options
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -130,6 +131,27 @@ def test_quickstart_from_python_is_the_recipe(tmp_path, monkeypatch):
     assert edit.after["changed_loss"] > edit.before["changed_loss"]
     assert found["verdict"].outcome in ("pass", "fail", "undecided")
     assert {row["references"] for row in found["verdict"].table} == {recipe.verify.references}
+
+
+def test_data_page_runs_its_recipe(tmp_path, monkeypatch, unlearn):
+    _, found = execute("data.md", tmp_path, monkeypatch)
+    assert (len(found["rows"]), found["rows"].classes) == (40, 2)
+    (words,) = shell_commands(ROOT / "docs" / "data.md")
+    code, out, err = unlearn(*words)
+    assert code == 0, err
+    assert "160 training rows" in out
+    assert (tmp_path / "runs" / "pets" / "report.html").exists()
+
+
+def test_every_option_of_the_data_page_is_taken():
+    page = ROOT / "docs" / "data.md"
+    tables = [tomllib.loads(text)["data"] for text in blocks(page, "toml")]
+    assert [table["source"] for table in tables] == ["table", "cifar10", "hub"]
+    for table in tables:
+        check_options(table["source"], DataSection(**table).options)
+    named = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", page.read_text(), re.M))))
+    assert named <= {option for kind in SOURCE_OPTIONS.values() for option in kind.model_fields}
+    assert set(TableOptions.model_fields) <= named
 
 
 def test_the_csv_of_quickstart_is_a_decisions_file(tmp_path):

@@ -32,6 +32,14 @@ BAD = {
         'name = "x"\n' + GOOD + "[repair]\ndrop_output = true\n",
         "drop_output cuts the output of a removed class",
     ),
+    "an option of data that is not there": (
+        'name = "x"\n[data]\nsource = "mnist"\noptions = { rot = "." }\n[model]\nname = "mlp"\n',
+        "recipe: data 'mnist' has no option 'rot'; did you mean 'root'",
+    ),
+    "an option of data that is missing": (
+        'name = "x"\n[data]\nsource = "table"\n[model]\nname = "mlp"\n',
+        "data 'table' needs the option 'path'",
+    ),
     "missing": (GOOD, "'name' is missing"),
     "infinite": ('name = "x"\n' + GOOD + "[repair]\nbudget = inf\n", "'repair.budget' is inf"),
     "NaN or a word": ('name = "x"\n' + GOOD + "[repair]\ndamping = nan\n", "repair.damping"),

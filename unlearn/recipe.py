@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from unlearn.errors import RecipeError, did_you_mean
+from unlearn.errors import InputError, RecipeError, did_you_mean
 from unlearn.source_options import check_options
 
 if sys.version_info >= (3, 11):
@@ -76,12 +76,6 @@ class DataSection(_Section):
     split_seed: int = 0
     noise: NoiseSection | None = None
     corruption: CorruptionSection | None = None
-
-    @model_validator(mode="after")
-    def _options_of_the_source(self) -> DataSection:
-        if ":" not in self.source:
-            check_options(self.source, self.options)
-        return self
 
 
 class ModelSection(_Section):
@@ -336,6 +330,11 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
         recipe = Recipe(**table, text=text)
     except ValidationError as error:
         raise RecipeError(f"{where}: {_first(error, table)}") from error
+    if ":" not in recipe.data.source:
+        try:
+            check_options(recipe.data.source, recipe.data.options)
+        except InputError as error:
+            raise RecipeError(f"{where}: {error}") from error
     if recipe.certified is not None:
         _check_certified(recipe, where)
     return recipe

@@ -108,7 +108,8 @@ def check_options(source: str, options: dict[str, Any]) -> SourceOptions:
     try:
         return kind(**options)
     except ValidationError as error:
-        problem = error.errors()[0]
+        # a misspelt option is the reason why another is missing
+        problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         option = ".".join(map(str, problem["loc"]))
         if problem["type"] == "extra_forbidden":
             known = kind.model_fields

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,3 +71,12 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     with pytest.raises(MissingExtraError, match=r"unlearn\[demo\]") as caught:
         load_data("mnist5k")
     assert isinstance(caught.value, UnlearnError)
+
+
+def test_a_function_of_the_users_own_gets_the_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = "import torch\ndef make(split, rows):\n    return torch.zeros(rows, 2), torch.zeros(rows).long()\n"
+    (tmp_path / "my_own_data.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert len(load_data("my_own_data:make", options={"rows": 3})) == 3
+    with pytest.raises(InputError, match=r"can not be called with the options rows, seed: .*'seed'"):
+        load_data("my_own_data:make", options={"rows": 3, "seed": 1})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -136,4 +137,9 @@ def _own(name: str, split: Split, options: Mapping[str, Any]) -> Rows:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"can not import data {name!r}: {error}; is its folder on PYTHONPATH?") from error
+    try:
+        inspect.signature(make).bind(split, **options)
+    except TypeError as error:
+        given = ", ".join(options) or "none"
+        raise InputError(f"data {name!r} can not be called with the options {given}: {error}") from error
     return as_rows(make(split, **options), name=name)
