@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from unlearn.errors import InputError, did_you_mean
+from unlearn.errors import InputError, MissingExtraError, did_you_mean
 from unlearn.models.cnn import cnn
 from unlearn.models.denoiser import denoiser
 from unlearn.models.linear import linear
 from unlearn.models.mlp import mlp
 from unlearn.models.tinynet import tinynet
+from unlearn.models.torchvision_models import torchvision_model
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
@@ -23,6 +25,9 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "tinynet": tinynet,
     "denoiser": denoiser,
     "linear": linear,
+    "resnet18": partial(torchvision_model, "resnet18"),
+    "vgg11_bn": partial(torchvision_model, "vgg11_bn"),
+    "shufflenet_v2_x1_0": partial(torchvision_model, "shufflenet_v2_x1_0"),
 }
 
 
@@ -30,11 +35,13 @@ def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
     """Build a model with initial weights that depend on the seed only; the global seed is left as found.
 
     Args:
-        name: ``mlp``, ``cnn``, ``tinynet``, ``denoiser``, ``linear``, or a user's own factory as ``module:function``.
+        name: ``mlp``, ``cnn``, ``tinynet``, ``denoiser``, ``linear``; ``resnet18``, ``vgg11_bn``,
+            ``shufflenet_v2_x1_0`` (these need torchvision); or a user's own factory as ``module:function``.
         seed: seed of the initial weights.
         **options: passed to the factory.
 
     Raises:
+        MissingExtraError: the package of the architecture is not installed.
         InputError: unknown name, a factory that can not be imported, an option it does not take or can not use, an
             option that is missing.
 
@@ -50,6 +57,8 @@ def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
         torch.default_generator.manual_seed(seed)
         try:
             model = factory(**options)
+        except MissingExtraError:
+            raise
         except Exception as error:  # a factory of the user's own can raise anything
             raise InputError(
                 f"model {name!r} can not be built with {options}: {type(error).__name__}: {error}"
