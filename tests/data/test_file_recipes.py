@@ -42,7 +42,7 @@ def on_small_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 def test_data_and_model_of_a_recipe_fit(name: str, on_small_files: Callable[[str], Recipe], tmp_path: Path):
     # rejects a model that does not take the images, classes that do not fit, and a count that the comment misstates
     recipe = on_small_files(name)
-    run = Run.create(tmp_path / "run", recipe)
+    run = Run(tmp_path / "run", recipe)
     with torch.device("meta"):  # shapes only: VGG-11 has 129 million weights
         model = build_model(recipe.model.name, **recipe.model.options)
     for rows in (run.data, run.test):
