@@ -42,7 +42,7 @@ def list_recipes(as_json: bool) -> None:
         print_json(found)
         return
     for name, description in found.items():
-        click.echo(f"{name:24}{description}")
+        click.echo(f"{name:26}{description}")
 
 
 @recipe.command()
