@@ -1,8 +1,12 @@
-"""What a rank does in tests/test_ranks.py: ``python ranks_worker.py FOLDER``, once for each rank."""
+"""What ranks do in tests/test_ranks.py: ``python ranks_worker.py FOLDER RANKS`` starts so many."""
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
+from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -18,7 +22,7 @@ from unlearn.ranks import as_one_process, start_ranks, stop_ranks, this_rank
 from unlearn.training import BatchOrder, TrainingRecord
 from unlearn.verification import train_references
 
-ROWS = 5  # 2 and 3 for two ranks
+ROWS = 5  # 1, 2 and 2 for three ranks
 
 
 def problem() -> tuple[nn.Module, Rows]:
@@ -97,8 +101,16 @@ def fit_apart(model: nn.Module, rows: Rows):
         return fit_curvature(model, rows)
 
 
-def main(folder: Path) -> None:
-    """Write what this rank found and was told; of a shared file the first rank's bytes stay."""
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def main(folder: Path, number: int) -> None:
+    """Write what a rank found and was told; of a shared file the first rank's bytes stay."""
+    os.environ["RANK"] = str(number)
     start_ranks()
     rank, results, said = this_rank(), found(), refused()
     write_atomically(folder / "shared.txt", f"written by rank {rank}".encode())
@@ -110,4 +122,12 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    os.environ |= {"WORLD_SIZE": sys.argv[2], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    # Forked: torch, and what its first derivative imports, are imported once for all.
+    import_module("torch._dynamo")
+    started = [get_context("fork").Process(target=main, args=(Path(sys.argv[1]), k)) for k in range(int(sys.argv[2]))]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    sys.exit(max(abs(process.exitcode or 0) for process in started))
