@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn.errors import FolderError
+from unlearn.ranks import on_first_rank
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder",
@@ -29,7 +30,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Write ``data`` to ``<path>.part``, flush it to the disk, and rename it to ``path``.
 
     A crash at any moment leaves under ``path`` either what stood there before or all of ``data``. The folder is not
-    created.
+    created. Of several ranks the first writes (:func:`unlearn.ranks.on_first_rank`).
 
     Args:
         path: the final name; a file that stands there is replaced.
@@ -48,6 +49,10 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     final = Path(path)
     if not final.name:
         raise FolderError(f"can not write {str(path)!r}: it names no file; give a file name")
+    on_first_rank(lambda: _write(final, data))
+
+
+def _write(final: Path, data: bytes) -> None:
     part = final.with_name(final.name + ".part")
     try:
         with open(part, "wb") as file:
@@ -71,12 +76,16 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
         FolderError: it can not be created.
     """
     folder = Path(path)
+    on_first_rank(lambda: _make(folder))
+    return folder
+
+
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         remedy = "a file has this name; choose another folder" if folder.is_file() else _remedy(error)
         raise FolderError(f"can not create folder {str(folder)!r}: {remedy}") from error
-    return folder
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:

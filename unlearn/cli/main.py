@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 
 import click
 
@@ -13,6 +14,7 @@ from unlearn.cli.checkpoint import checkpoint
 from unlearn.cli.detect import detect
 from unlearn.cli.explain import explain
 from unlearn.cli.plan import plan
+from unlearn.cli.ranked import heard_once, join_ranks
 from unlearn.cli.recipe import recipe
 from unlearn.cli.repair import repair
 from unlearn.cli.request import request
@@ -22,6 +24,7 @@ from unlearn.cli.review import review
 from unlearn.cli.train import train
 from unlearn.cli.verify import verify
 from unlearn.errors import UnlearnError, one_line
+from unlearn.ranks import stop_ranks
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
@@ -53,8 +56,10 @@ for command in (process, approve, refuse, rollback, purge, certificate):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit."""
+    """Run the command line and exit; where torchrun started several ranks, as one of them."""
+    say = heard_once()
     try:
+        join_ranks(sys.argv[1:] if arguments is None else arguments)
         result = cli.main(args=arguments, prog_name="unlearn", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
@@ -62,34 +67,32 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         shown = io.StringIO()
         error.show(shown)
-        for line in shown.getvalue().splitlines():
-            click.echo(line if line.isprintable() and len(line) < 200 else one_line(line, 200), err=True)
+        lines = shown.getvalue().splitlines()
+        say("\n".join(line if line.isprintable() and len(line) < 200 else one_line(line, 200) for line in lines))
         code = 2
-    except click.Abort:
-        click.echo("interrupted", err=True)
-        code = 130
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        say(str(error.__cause__ or error) or "interrupted")
         code = 130
     except UnlearnError as error:
-        click.echo(f"error: {one_line(error)}", err=True)
+        say(f"error: {one_line(error)}")
         code = 2
     except OSError as error:
         if error.filename is None:
-            code = _internal()
+            code = _internal(say)
         else:
             said = one_line(f"can not use {str(error.filename)[:200]!r}: {error.strerror}; check the path")
-            click.echo(f"error: {said}", err=True)
+            say(f"error: {said}")
             code = 2
     except Exception:
-        code = _internal()
+        code = _internal(say)
+    if code in (0, 1, 3):
+        stop_ranks()
     sys.exit(code)
 
 
-def _internal() -> int:
+def _internal(say: Callable[[str], None]) -> int:
     """Print the error that is being handled, and return its exit code."""
     import traceback
 
-    traceback.print_exc()
-    click.echo("internal error: please report the lines above", err=True)
+    say(traceback.format_exc() + "internal error: please report the lines above")
     return 4

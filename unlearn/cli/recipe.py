@@ -20,6 +20,7 @@ from unlearn.cli.shared import (
     print_wrapped,
 )
 from unlearn.cli.verdict import print_verdict
+from unlearn.ranks import only_one_process
 
 
 @click.group()
@@ -76,6 +77,8 @@ def run(name: str, out: str | None, resume: bool, strict: bool, device: str | No
     from unlearn.recipe import load_recipe
 
     chosen = load_recipe(name)
+    if chosen.certified is not None or chosen.requests.rehearsal is not None:
+        only_one_process("a recipe of a certified head, or one that rehearses requests,")
     from unlearn.pipeline import Run, run_certified, run_stages
 
     the_run = Run.create(out or f"runs/{chosen.name}", chosen, resume=resume, device=device)

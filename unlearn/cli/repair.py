@@ -8,6 +8,7 @@ import click
 
 from unlearn.cli.certified import print_certified_removal
 from unlearn.cli.shared import NO_BOUND, device_option, json_option, print_json, run_argument
+from unlearn.ranks import only_one_process
 
 if TYPE_CHECKING:
     from unlearn.repair import Changes
@@ -153,6 +154,7 @@ def _repair(
 
     run = Run.open(run_folder, device=device)
     if run.recipe.certified is not None:
+        only_one_process("a certified removal")
         if any((layers, allow_empty_class, replace, drop_output)) or (budget, damping) != (None, None):
             raise InputError("a certified removal has no options but --json; each removal adds to the ones before")
         print_certified_removal(*remove_certified(run, changes), as_json)

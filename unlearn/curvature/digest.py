@@ -7,6 +7,9 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from unlearn.data import Rows
+from unlearn.ranks import ranks_agree, world_size
+
 
 def weights_digest(model: nn.Module) -> str:
     """Return the sha256 of names, types, shapes and bytes of the model's state, as hex.
@@ -24,3 +27,19 @@ def weights_digest(model: nn.Module) -> str:
             total.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
             total.update(flat.view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def check_ranks(model: nn.Module, rows: Rows) -> None:
+    """Refuse ranks with other weights, or other rows or another order of them, than the first.
+
+    Raises:
+        InputError: which rank differs, and in what.
+    """
+    if world_size() > 1:
+        order = hashlib.sha256("\0".join(rows.ids).encode()).hexdigest()
+        ranks_agree("model (weights or buffers)", weights_digest(model), "load the same checkpoint on each")
+        ranks_agree(
+            f"set of rows of {rows.name} (contents, ids or order)",
+            rows.fingerprint + order,
+            "load the same data on each",
+        )

@@ -39,7 +39,7 @@ _Batch = tuple[Taps, list[dict[str, Tensor]]]
 
 @dataclass(frozen=True)
 class FisherStream:
-    """Layer inputs and Fisher gradients over all rows; each iteration is one pass, and all passes are equal.
+    """Layer inputs and Fisher gradients over this rank's rows; each iteration is one pass, and all passes are equal.
 
     Attributes:
         model: the model, left as found.
@@ -93,7 +93,7 @@ class FisherStream:
         device, size = next(self.model.parameters()).device, rows_at_once(self.layers, self.batch_size)
         kept: list[_Batch] = []
         room = self.keep_bytes
-        for taps, gradients in within_memory(self.rows, size, device, work, "fitting curvature"):
+        for taps, gradients in within_memory(self.rows, size, device, work, "fitting curvature", shared=True):
             room -= taps.nbytes + sum(d.nbytes for found in gradients for d in found.values())
             if room >= 0:
                 kept.append((taps, gradients))
@@ -102,6 +102,10 @@ class FisherStream:
             yield taps, gradients
         if room >= 0:
             self._kept.extend(kept)
+
+    def zeros(self, layer: Layer, *shape: int) -> Tensor:
+        """Return a sum over no rows: what a rank without rows adds."""
+        return self.model.get_parameter(next(iter(layer.parameters))).new_zeros(shape, dtype=self.dtype_of(layer))
 
     def dtype_of(self, layer: Layer) -> torch.dtype:
         """Return the type that this layer's curvature is computed in."""

@@ -7,17 +7,18 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unlearn.curvature.block import Basis, Block
 from unlearn.curvature.curvature import Curvature
-from unlearn.curvature.digest import weights_digest
+from unlearn.curvature.digest import check_ranks, weights_digest
 from unlearn.curvature.fisher import FisherKind, FisherStream
-from unlearn.curvature.kronecker import eigenbasis, kronecker_factors, mean_squares
+from unlearn.curvature.kronecker import eigenbases, kronecker_factors, mean_squares
 from unlearn.curvature.layers import find_layers, patterns_of
 from unlearn.curvature.taps import TAP_BATCH
 from unlearn.data import as_rows
 from unlearn.errors import InputError, did_you_mean
+from unlearn.ranks import ranks_agree
 from unlearn.tasks import Task, get_task
 
 CurvatureKind = Literal["ekfac", "kfac", "diagonal"]
@@ -53,6 +54,8 @@ def fit_curvature(
         batch_size: rows at a time; changes time and memory, not the result.
         dtype: type of the factors; by default that of the weights, float32 at least.
 
+    Several ranks (:mod:`unlearn.ranks`) share the rows out, and the eigendecompositions; each returns the whole.
+
     Raises:
         UnsupportedLayerError: the forward pass uses a layer in another way for some rows than for the first.
         InputError: an unknown option, a weight or row that is not finite.
@@ -73,9 +76,19 @@ def fit_curvature(
         raise InputError(f"batch_size is {batch_size}; give at least 1")
     rows, loss = as_rows(data), get_task(task)
     skip = patterns_of(skip)
+    check_ranks(model, rows)
     layers, uncovered = find_layers(model, rows, skip)
     digest = weights_digest(model)
     keep = _KEEP_BYTES if kind == "ekfac" else 0
+    options = {
+        "task": loss.name,
+        "kind": kind,
+        "fisher": fisher,
+        "seed": seed,
+        "skip": skip,
+        "dtype": None if dtype is None else str(dtype),
+    }
+    ranks_agree("set of options", repr(options), "pass the same to fit_curvature on each")
     stream = FisherStream(model, rows, loss, layers, fisher, seed, batch_size, dtype, keep)
     blocks = _diagonal(stream) if kind == "diagonal" else _kronecker(stream, refit=kind == "ekfac")
     if weights_digest(model) != digest:
@@ -86,14 +99,7 @@ def fit_curvature(
         rows=len(rows),
         weights_digest=digest,
         data_fingerprint=rows.fingerprint,
-        options={
-            "task": loss.name,
-            "kind": kind,
-            "fisher": fisher,
-            "seed": seed,
-            "skip": skip,
-            "dtype": None if dtype is None else str(dtype),
-        },
+        options=options,
     )
 
 
@@ -103,20 +109,18 @@ def _diagonal(stream: FisherStream) -> dict[str, Block]:
 
 
 def _kronecker(stream: FisherStream, *, refit: bool) -> dict[str, Block]:
-    factors = kronecker_factors(stream)
+    sides = {
+        f"the {side} factor of layer {name!r}": factor
+        for name, pair in kronecker_factors(stream).items()
+        for side, factor in zip(("input", "output"), pair, strict=True)
+    }
+    found = iter(eigenbases(sides))
     blocks = {}
     for layer in stream.layers:
-        A, S = factors.pop(layer.name)
-        lambda_A, U_A, clamped_A = _basis(A, f"the input factor of layer {layer.name!r}")
-        lambda_S, U_S, clamped_S = _basis(S, f"the output factor of layer {layer.name!r}")
+        (lambda_A, U_A, clamped_A), (lambda_S, U_S, clamped_S) = next(found), next(found)
         product = lambda_S[:, :, None] * lambda_A[:, None]
         blocks[layer.name] = Block(layer, Basis(U_A, U_S), product, lambda_A, lambda_S, clamped_A + clamped_S)
     if not refit:
         return blocks
     eigenvalues = mean_squares(stream, {name: block.basis for name, block in blocks.items()})
     return {name: replace(block, eigenvalues=eigenvalues[name]) for name, block in blocks.items()}
-
-
-def _basis(factor: Tensor, what: str) -> tuple[Tensor, Tensor | None, int]:
-    """Return the eigenvalues of a factor, their basis (None for the unit vectors) and how many were clamped."""
-    return (factor, None, 0) if factor.ndim == 2 else eigenbasis(factor, what)

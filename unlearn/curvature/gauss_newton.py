@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp, vjp
 
+from unlearn.curvature.digest import check_ranks
 from unlearn.curvature.vectors import Vector, add_scaled, zeros_like
 from unlearn.data import DEFAULT_BATCH, Rows, as_rows, within_memory
 from unlearn.errors import InputError, did_you_mean, some
 from unlearn.inputs import Inputs, call_model
 from unlearn.modes import evaluation, plain_attention
+from unlearn.ranks import sum_over_ranks
 from unlearn.tasks import Task, get_task
 
 ROW_PRODUCT_COST = 4
@@ -42,6 +44,7 @@ class GaussNewton:
     def __init__(
         self, model: nn.Module, rows: Rows, task: Task, parameters: Iterable[str] | None, batch_size: int
     ) -> None:
+        check_ranks(model, rows)
         self._model = model
         self._rows = rows
         self._task = task
@@ -75,6 +78,7 @@ class GaussNewton:
 
         for part in _over_batches(self._model, self._rows, self._batch_size, product, "Gauss-Newton product"):
             total = add_scaled(total, 1.0, part)
+        sum_over_ranks(*total.values())
         self.cost += ROW_PRODUCT_COST * len(self._rows)
         return {name: total[name] / len(self._rows) for name in vector}
 
@@ -131,6 +135,7 @@ def loss_gradient(
     {'weight': tensor([[5.]])}
     """
     rows, loss = as_rows(data), get_task(task)
+    check_ranks(model, rows)
     names = _names(model, parameters)
     state = dict(_state(model))
     weights = {name: state[name].detach().requires_grad_() for name in names}
@@ -146,6 +151,7 @@ def loss_gradient(
 
     for part in _over_batches(model, rows, batch_size, gradient, "loss gradient"):
         total = add_scaled(total, 1.0, part)
+    sum_over_ranks(*total.values())
     return total
 
 
@@ -183,4 +189,5 @@ def _over_batches(
     description: str,
 ) -> Iterator[Vector]:
     with evaluation(model), plain_attention():
-        yield from within_memory(rows, batch_size, next(model.parameters()).device, work, description)
+        device = next(model.parameters()).device
+        yield from within_memory(rows, batch_size, device, work, description, shared=True)

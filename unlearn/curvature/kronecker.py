@@ -17,6 +17,7 @@ from torch import Tensor
 from unlearn.curvature.block import Basis
 from unlearn.curvature.fisher import FisherStream
 from unlearn.errors import InputError
+from unlearn.ranks import owners, sum_over_ranks, this_rank
 
 _JITTER = (0.0, 1e-12, 1e-9, 1e-6)
 _PANEL = 128
@@ -25,17 +26,18 @@ _PANEL = 128
 def kronecker_factors(stream: FisherStream) -> dict[str, tuple[Tensor, Tensor]]:
     """Return (A, S) of each layer, of shapes (g, i, i) and (g, o, o), in one pass; of diagonal ones the diagonal."""
     factors: dict[str, tuple[Tensor, Tensor]] = {}
-    for layer, inputs, columns in stream:
+    for layer in stream.layers:
         g, o, i = layer.shape
-        if layer.name not in factors:
-            A = inputs.new_zeros((g, i) if layer.unit_inputs else (g, i, i))
-            S = inputs.new_zeros((g, o) if layer.unit_outputs else (g, o, o))
-            factors[layer.name] = A, S
+        A = stream.zeros(layer, g, i) if layer.unit_inputs else stream.zeros(layer, g, i, i)
+        S = stream.zeros(layer, g, o) if layer.unit_outputs else stream.zeros(layer, g, o, o)
+        factors[layer.name] = A, S
+    for layer, inputs, columns in stream:
         A, S = factors[layer.name]
         _add_second_moment(A, inputs.flatten(1, 2))
         for column in columns:
             _add_second_moment(S, column.flatten(1, 2), 1 / inputs.shape[2])
     for pair in factors.values():
+        sum_over_ranks(*pair)
         for factor in pair:
             factor.div_(len(stream.rows))
             if factor.ndim == 3:
@@ -62,10 +64,9 @@ def _mirror(total: Tensor) -> None:
 
 def mean_squares(stream: FisherStream, bases: dict[str, Basis]) -> dict[str, Tensor]:
     """Return Lambda of each layer in its basis, shape (g, o, i), in one pass."""
-    found: dict[str, Tensor] = {}
+    found = {layer.name: stream.zeros(layer, *layer.shape) for layer in stream.layers}
     for layer, a, columns in stream:
-        basis = bases[layer.name]
-        total = found.setdefault(layer.name, a.new_zeros(layer.shape))
+        basis, total = bases[layer.name], found[layer.name]
         if a.shape[2] == 1:
             a2, d2 = basis.squares(a, columns)
             total.baddbmm_(_without_noise(d2).mT, _without_noise(a2))
@@ -73,6 +74,7 @@ def mean_squares(stream: FisherStream, bases: dict[str, Basis]) -> dict[str, Ten
             for d in columns:
                 for block in basis.gradients(a, d):
                     total += block.square_().sum(1)
+    sum_over_ranks(*found.values())
     return {name: total / len(stream.rows) for name, total in found.items()}
 
 
@@ -80,6 +82,30 @@ def _without_noise(squares: Tensor) -> Tensor:
     """Set what is below the squared rounding error of the largest square to 0, in place; see :func:`without_noise`."""
     cutoff = float(squares.max()) * torch.finfo(squares.dtype).eps ** 2
     return F.threshold(squares, cutoff, 0.0, inplace=True)
+
+
+def eigenbases(factors: dict[str, Tensor]) -> list[tuple[Tensor, Tensor | None, int]]:
+    """Return :func:`eigenbasis` of each factor, the factors shared out among the ranks; a diagonal is its own.
+
+    Args:
+        factors: of shape (g, k, k) or (g, k), by what to call them in messages; taken out as they are used.
+
+    Returns:
+        In their order eigenvalues (g, k), eigenvectors (g, k, k) (None for the unit vectors) and how many were clamped.
+    """
+    costs = [float(factor.shape[0] * factor.shape[-1] ** 3) * (factor.ndim - 2) for factor in factors.values()]
+    found: list[tuple[Tensor, Tensor | None, int]] = []
+    for what, owner in zip(list(factors), owners(costs), strict=True):
+        factor = factors.pop(what)
+        if factor.ndim == 2:
+            found.append((factor, None, 0))
+        elif owner == this_rank():
+            found.append(eigenbasis(factor, what))
+        else:
+            found.append((factor.new_zeros(factor.shape[:2]), torch.zeros_like(factor), 0))
+    counts = torch.tensor([clamped for _, _, clamped in found])
+    sum_over_ranks(counts, *(part for values, vectors, _ in found if vectors is not None for part in (values, vectors)))
+    return [(values, vectors, count) for (values, vectors, _), count in zip(found, counts.tolist(), strict=True)]
 
 
 def eigenbasis(factor: Tensor, what: str) -> tuple[Tensor, Tensor, int]:

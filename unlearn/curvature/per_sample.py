@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from unlearn.curvature.digest import check_ranks
 from unlearn.curvature.layers import Layer
 from unlearn.curvature.taps import Taps, rows_at_once
 from unlearn.data import DEFAULT_BATCH, as_rows, within_memory
@@ -27,6 +28,7 @@ def layer_gradients(
     batch_size: int = DEFAULT_BATCH,
     *,
     output_rows: Callable[[Tensor, Tensor, Tensor], None] | None = None,
+    shared: bool = False,
 ) -> Iterator[tuple[Tensor, LayerGradients]]:
     """Yield, batch by batch, what each row's loss gradient is made of.
 
@@ -38,6 +40,7 @@ def layer_gradients(
         batch_size: rows at a time.
         output_rows: called with (positions, outputs, labels) of each batch, for scores that need the outputs of the
             same forward pass.
+        shared: take this rank's rows only; the caller adds up, see :mod:`unlearn.ranks`.
 
     Yields:
         Positions of the rows, and by layer name (a, d): inputs (g, b, t, i) and output gradients (g, b, t, o). The
@@ -53,6 +56,8 @@ def layer_gradients(
     [6.0, 8.0]
     """
     rows, loss = as_rows(data), get_task(task)
+    if shared:
+        check_ranks(model, rows)
 
     def gradients(positions: Tensor, inputs: Inputs, labels: Tensor) -> tuple[Tensor, LayerGradients]:
         taps = Taps(model, layers)
@@ -66,4 +71,4 @@ def layer_gradients(
         return positions, pairs
 
     device = next(model.parameters()).device
-    yield from within_memory(rows, rows_at_once(layers, batch_size), device, gradients, "scoring")
+    yield from within_memory(rows, rows_at_once(layers, batch_size), device, gradients, "scoring", shared=shared)

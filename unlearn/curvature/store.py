@@ -23,6 +23,7 @@ from unlearn.curvature.block import Basis, Block
 from unlearn.curvature.curvature import Curvature
 from unlearn.curvature.layers import Layer, patterns_of
 from unlearn.errors import CheckpointError, FolderError, InputError, StaleCurvatureError, did_you_mean, some
+from unlearn.ranks import on_first_rank
 
 FORMAT = 2
 _FACTORS = "factors.safetensors"
@@ -35,7 +36,10 @@ def save_curvature(curvature: Curvature, folder: str | Path) -> None:
     Raises:
         FolderError: the folder can not be written.
     """
-    folder = Path(folder)
+    on_first_rank(lambda: _save(curvature, Path(folder)))
+
+
+def _save(curvature: Curvature, folder: Path) -> None:
     tensors = {
         f"{name}:{part}": tensor.contiguous()
         for name, block in curvature.blocks.items()

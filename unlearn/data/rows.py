@@ -203,11 +203,16 @@ class Rows(Dataset[tuple[Inputs, Tensor]]):
         return inputs, self.labels[positions]
 
     def batches(
-        self, size: int = DEFAULT_BATCH, device: torch.device | None = None, start: int = 0
+        self,
+        size: int = DEFAULT_BATCH,
+        device: torch.device | None = None,
+        start: int = 0,
+        stop: int | None = None,
     ) -> Iterator[tuple[Tensor, Inputs, Tensor]]:
-        """Yield (positions, inputs, labels) from row ``start`` on, on ``device``; positions stay on the CPU."""
-        for first in range(start, len(self), size):
-            positions = torch.arange(first, min(first + size, len(self)))
+        """Yield (positions, inputs, labels) of rows ``start`` to ``stop``, on ``device``; positions stay on the CPU."""
+        stop = len(self) if stop is None else stop
+        for first in range(start, stop, size):
+            positions = torch.arange(first, min(first + size, stop))
             inputs, labels = self.batch(positions)
             yield positions, map_tensors(lambda x: x.to(device), inputs), labels.to(device)
 

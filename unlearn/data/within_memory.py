@@ -14,6 +14,7 @@ from unlearn.data.rows import Rows
 from unlearn.errors import InputError
 from unlearn.inputs import Inputs
 from unlearn.progress import track
+from unlearn.ranks import own_span
 
 Result = TypeVar("Result")
 
@@ -24,6 +25,8 @@ def within_memory(
     device: torch.device,
     work: Callable[[Tensor, Inputs, Tensor], Result],
     description: str,
+    *,
+    shared: bool = False,
 ) -> Iterator[Result]:
     """Yield ``work(positions, inputs, labels)`` of batches over all rows, in order, with a progress bar.
 
@@ -35,6 +38,7 @@ def within_memory(
         device: where inputs and labels go; positions stay on the CPU.
         work: what is done with a batch. It must leave nothing behind when it fails.
         description: of the progress bar.
+        shared: take this rank's rows only, of :func:`unlearn.ranks.own_span`; the caller adds up.
 
     Raises:
         InputError: the batch size is not positive, or memory runs out with a single row.
@@ -45,16 +49,17 @@ def within_memory(
     """
     if size < 1:
         raise InputError(f"batch_size is {size}; give at least 1")
-    yield from track(_halving(rows, size, device, work), description, math.ceil(len(rows) / size))
+    span = own_span(len(rows)) if shared else range(len(rows))
+    yield from track(_halving(rows, span, size, device, work), description, math.ceil(len(span) / size))
 
 
 def _halving(
-    rows: Rows, first: int, device: torch.device, work: Callable[[Tensor, Inputs, Tensor], Result]
+    rows: Rows, span: range, first: int, device: torch.device, work: Callable[[Tensor, Inputs, Tensor], Result]
 ) -> Iterator[Result]:
-    size, done = first, 0
-    while done < len(rows):
+    size, done = first, span.start
+    while done < span.stop:
         try:
-            for positions, inputs, labels in rows.batches(size, device, done):
+            for positions, inputs, labels in rows.batches(size, device, done, span.stop):
                 result = work(positions, inputs, labels)
                 done += len(positions)
                 yield result
@@ -63,7 +68,7 @@ def _halving(
                 raise
             if size == 1:
                 raise InputError(f"memory runs out with a single row of {rows.name}: {error}") from error
-            size = max(1, min(size, len(rows)) // 2)
+            size = max(1, min(size, len(span)) // 2)
     if size < first:
         warnings.warn(
             f"memory ran out with batches of {first} rows of {rows.name}, so they were made smaller, down to {size}; "

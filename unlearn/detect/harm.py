@@ -16,6 +16,7 @@ from unlearn.curvature.make_solver import SolverKind
 from unlearn.data import DEFAULT_BATCH, Rows, as_rows
 from unlearn.detect.damped_solver import damped_solver
 from unlearn.detect.scores import Scores
+from unlearn.ranks import sum_over_ranks
 from unlearn.tasks import Task, get_task
 
 
@@ -81,8 +82,9 @@ def harm(
     pull = damped.solver.solve(mean_gradient(model, trusted_rows, the_task, covered, batch_size), damping=damped.added)
     values = torch.zeros(len(rows), dtype=torch.float64)
     layers = find_layers(model, rows).layers if damped.curvature is None else damped.curvature.layers
-    for positions, parts in gradient_products(model, rows, the_task, layers, pull, batch_size):
+    for positions, parts in gradient_products(model, rows, the_task, layers, pull, batch_size, shared=True):
         values[positions] = -torch.stack(list(parts.values())).sum(0)
+    sum_over_ranks(values)
     options = {
         "trusted_rows": len(trusted_rows),
         **damped.options,
@@ -100,11 +102,18 @@ def mean_gradient(
 
 
 def gradient_products(
-    model: nn.Module, rows: Rows, task: Task, layers: Sequence[Layer], vector: Vector, batch_size: int
+    model: nn.Module,
+    rows: Rows,
+    task: Task,
+    layers: Sequence[Layer],
+    vector: Vector,
+    batch_size: int,
+    *,
+    shared: bool = False,
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Yield positions, and by layer the inner products of a vector with each row's gradient, (b,) in float64."""
     blocks = {layer.name: layer.block(vector) for layer in layers}
-    for positions, gradients in layer_gradients(model, rows, task, layers, batch_size):
+    for positions, gradients in layer_gradients(model, rows, task, layers, batch_size, shared=shared):
         yield positions, {name: _products(blocks[name], *pair).double().cpu() for name, pair in gradients.items()}
 
 

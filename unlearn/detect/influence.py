@@ -17,6 +17,7 @@ from unlearn.data import DEFAULT_BATCH, Rows, as_rows
 from unlearn.detect.damped_curvature import DampedCurvature, damped_curvature
 from unlearn.detect.relative import Relative, divided, row_norms
 from unlearn.errors import InputError, did_you_mean
+from unlearn.ranks import sum_over_ranks
 from unlearn.tasks import Task, get_task
 
 DEFAULT_QUERY_BATCH = 32
@@ -82,9 +83,10 @@ def influence(
         query_batch=query_batch,
     )
     matrix = torch.zeros(len(pair.queries), len(pair.rows), dtype=pair.dtype)
-    for some_queries, tiles in pair.tiles():
+    for some_queries, tiles in pair.tiles(shared=True):
         for positions, tile in tiles:
             matrix[some_queries[:, None], positions] = tile
+    sum_over_ranks(matrix)
     return matrix
 
 
@@ -138,24 +140,27 @@ class InfluencePair:
         """Type of the curvature, and of the influences."""
         return next(iter(self.damped.curvature.blocks.values())).eigenvalues.dtype
 
-    def tiles(self) -> Iterator[tuple[Tensor, Iterator[tuple[Tensor, Tensor]]]]:
-        """Yield (positions of some queries, (positions of some rows, their influences (q, b)) for all rows)."""
+    def tiles(self, *, shared: bool = False) -> Iterator[tuple[Tensor, Iterator[tuple[Tensor, Tensor]]]]:
+        """Yield (positions of some queries, (positions of some rows, their influences (q, b)) for all rows).
+
+        Shared, only this rank's rows; the caller adds up.
+        """
         blocks, layers = self.damped.curvature.blocks, self.damped.curvature.layers
         lengths = None
         if self.relative == "gradient":
             lengths = row_norms(self.damped.curvature, self.damped.added, "gradient")
         for some_queries, found in layer_gradients(self.model, self.queries, self.task, layers, self.query_batch):
             solved = {name: _solve(blocks[name], *pair, self.damped.added) for name, pair in found.items()}
-            yield some_queries, self._row(some_queries, solved, None if lengths is None else lengths(found))
+            yield some_queries, self._row(some_queries, solved, None if lengths is None else lengths(found), shared)
 
     def _row(
-        self, some_queries: Tensor, solved: dict[str, Tensor], lengths: Tensor | None
+        self, some_queries: Tensor, solved: dict[str, Tensor], lengths: Tensor | None, shared: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the tiles of some queries, whose solves these are."""
         curvature = self.damped.curvature
         norms = None if self.relative is None else row_norms(curvature, self.damped.added, self.relative)
         for positions, gradients in layer_gradients(
-            self.model, self.rows, self.task, curvature.layers, self.batch_size
+            self.model, self.rows, self.task, curvature.layers, self.batch_size, shared=shared
         ):
             parts = [_products(solved[name], *pair).cpu() for name, pair in gradients.items()]
             tile = -torch.stack(parts).sum(0).to(self.dtype)

@@ -20,6 +20,7 @@ from unlearn.detect.relative import divided, row_norms
 from unlearn.detect.scores import Scores
 from unlearn.errors import InputError, did_you_mean
 from unlearn.progress import track
+from unlearn.ranks import as_one_process, sum_over_ranks
 from unlearn.tasks import Task, get_task
 from unlearn.training import TrainingRecord
 
@@ -163,12 +164,15 @@ def _values(model: nn.Module, damped: DampedSolver, asked: _Asked, relative: Rel
     forms = {name: block.quadratic_form(damped.added) for name, block in curvature.blocks.items()}
     norms = None if relative is None else row_norms(curvature, damped.added, relative)
     values = torch.zeros(len(asked.rows), dtype=torch.float64)
-    for positions, gradients in layer_gradients(model, asked.rows, asked.task, curvature.layers, asked.batch_size):
+    for positions, gradients in layer_gradients(
+        model, asked.rows, asked.task, curvature.layers, asked.batch_size, shared=True
+    ):
         for name, (a, d) in gradients.items():
             values[positions] += forms[name](a, d).double().cpu()
         if norms is not None:
             scale = norms(gradients)
             values[positions] = divided(values[positions], scale.square() if relative == "gradient" else scale)
+    sum_over_ranks(values)
     return values
 
 
@@ -176,7 +180,8 @@ def _row_by_row(model: nn.Module, damped: DampedSolver, asked: _Asked, relative:
     """Return the score of each row with one solve for each."""
     values, scales = torch.zeros(2, len(asked.rows), dtype=torch.float64)
     for i in track(range(len(asked.rows)), "solving"):
-        g = loss_gradient(model, asked.rows.at(torch.tensor([i])), task=asked.task)
+        with as_one_process():  # one row is not worth sharing; the products of the solve are
+            g = loss_gradient(model, asked.rows.at(torch.tensor([i])), task=asked.task)
         x = damped.solver.solve(g, damping=damped.added)
         values[i] = dot(g, x)
         if relative is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,7 @@ from unlearn.errors import FolderError, InputError
 from unlearn.inputs import shapes_of
 from unlearn.models import LinearHead, build_model
 from unlearn.predict import predict
+from unlearn.ranks import on_first_rank
 from unlearn.recipe import Recipe, parse_recipe
 from unlearn.repair import Changes, Cost, Edit, Step, check_certified, chosen_parameters
 from unlearn.tasks import get_task
@@ -277,7 +279,7 @@ class Run:
     def take_away(self, *stale: str) -> None:
         """Remove results that would speak of something older."""
         for name in stale:
-            (self.folder / name).unlink(missing_ok=True)
+            on_first_rank(functools.partial((self.folder / name).unlink, missing_ok=True))
 
     def write(self, name: str, facts: dict[str, Any]) -> None:
         """Write a JSON file of the run."""

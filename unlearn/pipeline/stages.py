@@ -5,6 +5,7 @@ A stage writes its last file when everything else of it is there; that file mark
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from unlearn.pipeline.flagged import write_flagged
 from unlearn.pipeline.rivals import rivals_beside
 from unlearn.pipeline.run import FORMAT, Run
 from unlearn.predict import predict
+from unlearn.ranks import on_first_rank
 from unlearn.recipe import Recipe
 from unlearn.repair import Changes, Edit, OutputCut, apply_changes, drop_outputs, restricted_edit
 from unlearn.repair.restricted_steps import EditMethod
@@ -279,6 +281,9 @@ _STAGES: dict[str, tuple[Callable[[Run], Any], str]] = {
     "report": (report_stage, "report.html"),
 }
 
+# The steps of a training follow each other, and a page has no sums over rows.
+_BY_ONE_RANK = ("train", "report")
+
 
 def check_has_stages(recipe: Recipe) -> None:
     """Refuse the recipe of a certified head, which is run as a whole.
@@ -319,7 +324,10 @@ def run_stages(run: Run, *, until: str = "report", tell: Callable[[str, float | 
                 continue
             begun = time.perf_counter()
             with torch.random.fork_rng(devices=[]):
-                function(run)
+                if stage in _BY_ONE_RANK:
+                    on_first_rank(functools.partial(function, run))
+                else:
+                    function(run)
             seconds = time.perf_counter() - begun
             timings = read_json(run.folder / "timings.json") if _has(run, "timings.json") else {}
             write_atomically(run.folder / "timings.json", json.dumps({**timings, stage: round(seconds, 3)}).encode())

@@ -15,6 +15,7 @@ from torch import nn
 
 from unlearn.errors import InputError, WorkerError
 from unlearn.progress import hide_bars, track
+from unlearn.ranks import as_one_process, from_rank, this_rank, world_size
 from unlearn.verification.retrain_store import as_bytes
 
 Seed = int | None
@@ -27,7 +28,7 @@ def allowed_processes(processes: Processes, tasks: int, device: torch.device) ->
     """Return how many processes to use for so many tasks.
 
     ``auto`` is as many as there are cores for, with the threads that torch uses now, and one on a GPU: two processes
-    there share its memory and gain little.
+    there share its memory and gain little. Several ranks are processes already.
 
     Raises:
         InputError: not a number above 0 and not ``auto``.
@@ -35,6 +36,10 @@ def allowed_processes(processes: Processes, tasks: int, device: torch.device) ->
     >>> allowed_processes(3, 2, torch.device("cpu")), allowed_processes("auto", 5, torch.device("cuda"))
     (2, 1)
     """
+    if world_size() > 1:
+        if processes not in ("auto", 1):
+            raise InputError(f"processes is {processes!r} and there are {world_size()} ranks; leave it out")
+        return 1
     if processes == "auto":
         processes = 1 if device.type != "cpu" else max(1, _cores() // torch.get_num_threads())
     if not isinstance(processes, int) or isinstance(processes, bool) or processes < 1:
@@ -52,6 +57,8 @@ def each_seed(
 ) -> Iterator[tuple[Seed, nn.Module | bytes]]:
     """Yield (seed, the model that ``make`` returns for it), each as soon as it is there; from workers as bytes.
 
+    Several ranks make one each at a time, and all yield what all have made, as bytes.
+
     Workers are started afresh (spawn) with this process's number of threads: sums in another number of parts would
     differ in the last bits.
 
@@ -59,6 +66,9 @@ def each_seed(
         InputError: ``make`` can not be sent to another process.
         WorkerError: a worker was ended from outside; what was yielded before stands.
     """
+    if world_size() > 1:
+        yield from _by_ranks(make, seeds, description)
+        return
     if processes == 1:
         for seed in track(seeds, description):
             yield seed, make(seed)
@@ -87,6 +97,17 @@ def each_seed(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _by_ranks(make: Make, seeds: Sequence[Seed], description: str) -> Iterator[tuple[Seed, bytes]]:
+    world, rank = world_size(), this_rank()
+    for first in track(range(0, len(seeds), world), description):
+        together, made = seeds[first : first + world], b""
+        if rank < len(together):
+            with as_one_process():
+                made = as_bytes(make(together[rank]))
+        for owner, seed in enumerate(together):
+            yield seed, from_rank(owner, made)
 
 
 def _start_worker(sent: bytes, threads: int) -> None:

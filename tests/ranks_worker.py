@@ -1,0 +1,133 @@
+"""What ranks do in tests/test_ranks.py: ``python ranks_worker.py FOLDER RANKS`` starts so many."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from importlib import import_module
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from unlearn.atomic import write_atomically
+from unlearn.curvature import conjugate_gradient, fit_curvature, gauss_newton, loss_gradient
+from unlearn.data import Rows, as_rows
+from unlearn.detect import harm, influence, self_influence
+from unlearn.errors import UnlearnError
+from unlearn.ranks import as_one_process, start_ranks, stop_ranks, this_rank
+from unlearn.training import BatchOrder, TrainingRecord
+from unlearn.verification import train_references
+
+ROWS = 5  # 1, 2 and 2 for three ranks
+
+
+def problem() -> tuple[nn.Module, Rows]:
+    """A convolution and a head in float64, on uneven rows."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)).double()
+        return model, as_rows((torch.randn(ROWS, 1, 5, 5, dtype=torch.float64), torch.arange(ROWS) % 3))
+
+
+def found() -> dict[str, Tensor]:
+    """All that is shared out, by name."""
+    model, rows = problem()
+    v = {name: torch.linspace(-1, 1, p.numel(), dtype=p.dtype).reshape(p.shape) for name, p in model.named_parameters()}
+    results: dict[str, Tensor] = {}
+
+    def keep(name: str, vector: dict[str, Tensor]) -> None:
+        results[name] = torch.cat([part.detach().flatten() for part in vector.values()])
+
+    for kind in ("ekfac", "kfac", "diagonal"):
+        curvature = fit_curvature(model, rows, kind=kind, batch_size=2)
+        keep(f"{kind} G v", curvature.matvec(v))
+        keep(f"{kind} solve", curvature.solve(v, damping=0.1))
+        results[f"{kind} self-influence"] = torch.tensor(
+            self_influence(model, rows, curvature=curvature, damping=0.1, batch_size=2).values
+        )
+    results["exact Fisher"] = torch.tensor(fit_curvature(model, rows, fisher="exact").mean_eigenvalue)
+    results["relative"] = torch.tensor(self_influence(model, rows, relative="gradient", batch_size=2).values)
+    by_cg = self_influence(model, rows, solver="cg", damping=0.1)
+    results["self-influence by CG"] = torch.tensor(by_cg.values)
+    results["its cost"] = torch.tensor(by_cg.options["cost_epochs"])
+    results["influence"] = influence(model, rows, rows.at(torch.arange(3)), query_batch=2, batch_size=2)
+    results["harm"] = torch.tensor(harm(model, rows, rows.at(torch.tensor([0])), damping=0.1).values)
+    results["one row"] = torch.tensor(fit_curvature(model, rows.at(torch.tensor([4]))).mean_eigenvalue)
+    operator = gauss_newton(model, rows, batch_size=2)
+    keep("product", operator.matvec(v))
+    keep("gradient", loss_gradient(model, rows, batch_size=2))
+    keep("CG", conjugate_gradient(lambda x: {k: y + 0.1 * x[k] for k, y in operator.matvec(x).items()}, v).solution)
+    order = BatchOrder.from_batches([rows.ids[:3], rows.ids[3:]])
+    record = TrainingRecord("sgd", 0.1, 2, order=order)
+    for k, one in enumerate(train_references(model, rows, record, count=3).independent):
+        keep(f"reference {k}", dict(one.named_parameters()))
+    return results
+
+
+def refused() -> list[str]:
+    """What ranks that differ are told, and that a write which fails fails on all."""
+    model, rows = problem()
+    swapped = rows.at(torch.tensor([1, 0, *range(2, ROWS)])) if this_rank() else rows
+    relabelled = rows.relabelled({"3": 1}) if this_rank() else rows
+    curvature = fit_curvature(model, rows)
+    said = []
+
+    def tell(work) -> None:
+        try:
+            work()
+            said.append("nothing")
+        except UnlearnError as error:
+            said.append(f"{type(error).__name__}: {error}")
+
+    tell(lambda: fit_curvature(model, swapped))
+    tell(lambda: gauss_newton(model, relabelled))
+    tell(lambda: fit_curvature(model, rows, seed=this_rank()))
+    tell(lambda: write_atomically("/no/such/folder/a.json", b"{}"))
+    if this_rank():
+        with torch.no_grad():
+            next(model.parameters()).add_(1)
+        curvature = fit_apart(model, rows)
+    tell(lambda: self_influence(model, rows, curvature=curvature))
+    return said
+
+
+def fit_apart(model: nn.Module, rows: Rows):
+    """A fit of this rank alone."""
+    with as_one_process():
+        return fit_curvature(model, rows)
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def main(folder: Path, number: int) -> None:
+    """Write what a rank found and was told; of a shared file the first rank's bytes stay."""
+    os.environ["RANK"] = str(number)
+    start_ranks()
+    rank, results, said = this_rank(), found(), refused()
+    write_atomically(folder / "shared.txt", f"written by rank {rank}".encode())
+    assert (folder / "shared.txt").exists()
+    save_file(results, folder / f"found-{rank}.safetensors")
+    (folder / f"refused-{rank}.txt").write_text("\n".join(said))
+    stop_ranks()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    os.environ |= {"WORLD_SIZE": sys.argv[2], "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    # Forked: torch, and what its first derivative imports, are imported once for all.
+    import_module("torch._dynamo")
+    started = [get_context("fork").Process(target=main, args=(Path(sys.argv[1]), k)) for k in range(int(sys.argv[2]))]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    sys.exit(max(abs(process.exitcode or 0) for process in started))
