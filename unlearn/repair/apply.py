@@ -18,11 +18,12 @@ from unlearn.errors import InputError, some
 from unlearn.modes import copy_modes
 from unlearn.repair.batch_norm import BatchNormRule, check_rule, re_estimate
 from unlearn.repair.calibration import calibration_of
-from unlearn.repair.changes import Changes, removal
+from unlearn.repair.changes import Changes, emptied_classes, removal
 from unlearn.repair.chosen_layers import chosen_parameters
 from unlearn.repair.damping import damping_of, weight_decay_of
 from unlearn.repair.edit import Cost, Edit, measure
-from unlearn.repair.method import Method, choose_method
+from unlearn.repair.head import HEAD_EPOCHS, HeadRule, ReplayedHead, check_head_rule, replay_head
+from unlearn.repair.method import MANY, Method, choose_method
 from unlearn.repair.newton import Step
 from unlearn.repair.newton_edit import FINAL_SHARE, REPLAY_SHARE, NewtonEdit, newton_edit
 from unlearn.repair.rewind import check_final_weights, check_record, last_snapshot
@@ -92,6 +93,7 @@ def apply_changes(
     layers: str | Iterable[str] | None = None,
     allow_empty_class: bool = False,
     batch_norm: BatchNormRule = "re-estimate",
+    head: HeadRule = "replay",
     successor: str | Path | None = None,
 ) -> Edit:
     """Edit a model as if the changes had been made before its training.
@@ -104,6 +106,8 @@ def apply_changes(
       converge to retraining.
     - snapshots and row order: the unrolled edit (:mod:`unlearn.repair.unrolled`), which sees the changed rows'
       gradients when they were large.
+    - row order, and many rows change or a class goes: then the last linear layer is trained again on the features of
+      the edited weights (:mod:`unlearn.repair.head`).
     - and a budget: the edit is made at the earliest snapshot that the budget reaches, and the recorded steps from there
       on are run again on the changed data.
 
@@ -134,6 +138,9 @@ def apply_changes(
         batch_norm: what becomes of running statistics where the final weights are edited: ``re-estimate`` them on the
             changed rows, or ``freeze``. With ``layers`` or ``skip`` they are frozen; a replay moves them as training
             does.
+        head: where many rows change or a class goes, ``replay`` the recorded training of the last linear layer on the
+            edited features, if its steps cost no more than the budget, or one epoch; or ``leave`` it to the edit. An
+            edit with ``layers``, ``skip``, ``steps``, ``damping`` or ``weight_decay`` of its own leaves it.
         successor: a folder for the record of the edited training, from which a next edit can start; see
             :mod:`unlearn.training.successor` and :class:`unlearn.repair.EditChain`.
 
@@ -159,6 +166,7 @@ def apply_changes(
         damping, weight_decay = calibrated.damping, calibrated.weight_decay
     decay = weight_decay_of(weight_decay, record)
     check_record(record, rows, the_task)
+    check_head_rule(head)
     skip = patterns_of(skip)
     layers = None if layers is None else patterns_of(layers)
     names = None if layers is None else chosen_parameters(model, layers)
@@ -232,17 +240,34 @@ def apply_changes(
     moved, solve_cost = done.model, done.cost
     edited, replayed = changes.apply(rows), 0
     moves_all = not skip and names is None and (plan.unrolled or any(step.accepted for step in taken))
-    if record is not None and start is not None:
-        take = None if keeper is None else keeper.take
-        moved, replayed = replay(moved, edited, record, start=start, snapshot=snapshot, take=take)
-    elif batch_norm == "re-estimate" and moves_all:
+    if start is None and batch_norm == "re-estimate" and moves_all:
         passes = re_estimate(moved, edited)
         solve_cost += passes
         if passes:
             notes.append(
                 f"running statistics of batch norm were estimated again on all {len(edited)} rows of the changed data"
             )
-    if start is None and record is not None and keeper is not None:
+    new_head = ReplayedHead(moved)
+    many = len(changes.ids) > MANY * len(rows)
+    own_step = any(there for option, there in given.items() if option != "curvature")
+    if record is not None and head == "replay" and not own_step and (many or emptied_classes(rows, edited)):
+        new_head = replay_head(
+            place,
+            moved,
+            rows,
+            edited,
+            record,
+            the_task,
+            stop=record.steps if start is None else start,
+            most=max(HEAD_EPOCHS, budget),
+            whole=many and start is None,
+            folder=None if factors is None else Path(factors),
+        )
+        moved, notes = new_head.model, [*notes, *new_head.notes]
+    if record is not None and start is not None:
+        take = None if keeper is None else keeper.take
+        moved, replayed = replay(moved, edited, record, start=start, snapshot=snapshot, take=take)
+    elif record is not None and keeper is not None:
         last = record.snapshot(record.steps) if snapshot is None and record.steps in record.snapshots else snapshot
         keeper.take(record.steps, Snapshot(moved.state_dict(), {} if last is None else last.optimizer))
     copy_modes(model, moved)
@@ -255,12 +280,18 @@ def apply_changes(
         data=rows,
         record=record,
         steps=taken,
-        cost=Cost(FACTOR_COST * done.factor_rows / epoch, solve_cost / epoch, EPOCH_COST * replayed / epoch, storage),
+        cost=Cost(
+            factors=(FACTOR_COST * done.factor_rows + new_head.shared) / epoch,
+            solve=(solve_cost + new_head.cost) / epoch,
+            replay=EPOCH_COST * replayed / epoch,
+            storage=storage,
+        ),
         before=measure(model, rows, changes, the_task),
         after=measure(moved, rows, changes, the_task),
         budget=budget,
         start_step=start,
         layers=None if layers is None else tuple(layers),
+        head=new_head.name,
         curvature=preconditioner,
         calibration=calibrated,
         successor=None if keeper is None else keeper.finish(edited, changes.removed),

@@ -118,13 +118,11 @@ class Changes:
         same = [row for row, old in zip(self.relabelled, present, strict=True) if self.relabelled[row] == old]
         if same:
             raise InputError(f"{len(same)} rows carry their new label already: {some(map(repr, same))}; leave them out")
-        if data.classes is not None and not allow_empty_class:
-            before, after = set(data.labels.tolist()), set(edited.labels.tolist())
-            emptied = before - after - set(self.removed_classes)
-            if emptied:
-                raise InputError(
-                    f"no row of class {some(sorted(emptied))} would be left; pass allow_empty_class=True if you mean it"
-                )
+        emptied = set() if allow_empty_class else emptied_classes(data, edited) - set(self.removed_classes)
+        if emptied:
+            raise InputError(
+                f"no row of class {some(sorted(emptied))} would be left; pass allow_empty_class=True if you mean it"
+            )
 
     def apply(self, data: Rows) -> Rows:
         """Return the changed data, as views."""
@@ -234,6 +232,11 @@ def _number(text: object) -> int | float | None:
             continue
         return number if math.isfinite(number) else None
     return None
+
+
+def emptied_classes(data: Rows, edited: Rows) -> set[int]:
+    """Return the classes that have rows in the data and none in the changed data."""
+    return set() if data.classes is None else set(data.labels.tolist()) - set(edited.labels.tolist())
 
 
 def removal(ids: Iterable[str]) -> Changes:

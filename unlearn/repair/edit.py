@@ -25,7 +25,7 @@ class Cost:
 
     Attributes:
         factors: fitting the preconditioner (decompositions not counted).
-        solve: gradients, products and evaluations of the Newton steps.
+        solve: gradients, products and evaluations of the edit, and the replay of its head.
         replay: recorded steps run again.
         storage: bytes of the factors that were fitted or read; snapshots not counted.
 
@@ -67,6 +67,7 @@ class Edit:
         budget: training epochs that might be replayed.
         start_step: the training step whose snapshot was edited; None for the final weights.
         layers: patterns of the only layers that were edited; None for all.
+        head: name of the last linear layer, where its recorded training was run again on the edited features.
         curvature: the preconditioner of a Newton step; None for an unrolled edit.
         calibration: how the damping was found without a record; its rows are not to be tested on.
         successor: the record of the edited training, where one was asked for: a next edit starts from it.
@@ -88,6 +89,7 @@ class Edit:
     budget: float = 0.0
     start_step: int | None = None
     layers: tuple[str, ...] | None = None
+    head: str | None = None
     curvature: Curvature | None = field(default=None, repr=False)
     calibration: Calibration | None = field(default=None, repr=False)
     successor: TrainingRecord | None = None
@@ -126,6 +128,7 @@ class Edit:
             "budget": self.budget,
             "start_step": self.start_step,
             "layers": None if self.layers is None else list(self.layers),
+            "head": self.head,
             "steps": [step.to_dict() for step in self.steps],
             "cost": self.cost.to_dict(),
             "before": self.before,

@@ -1,0 +1,193 @@
+"""The head, trained again on the features of the edited body."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from repair_cases import EPOCHS, STEPS, digits, loop, same_bits, small_mlp, training, weights_of
+from torch import nn
+
+from unlearn.data import Rows
+from unlearn.errors import InputError
+from unlearn.repair import Changes, apply_changes
+from unlearn.repair import head as head_module
+from unlearn.repair.head import head_epochs, head_of, replay_head
+from unlearn.tasks import get_task
+from unlearn.training import BatchOrder, TrainingRecord, TrainSettings, replay, train
+
+Trained = tuple[nn.Module, Rows, TrainingRecord]
+TASK = get_task("classification")
+
+
+@pytest.fixture(scope="module")
+def sgd(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return training(tmp_path_factory.mktemp("sgd"))
+
+
+def changes_of(rows: Rows) -> Changes:
+    """More than one row in twenty."""
+    return Changes((*rows.ids[:6], *rows.ids[20:34]), {rows.ids[9]: (int(rows.labels[9]) + 1) % 10})
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_with_a_body_that_never_moved_it_is_the_coupled_retrain(tmp_path: Path, whole: bool, optimizer: str) -> None:
+    """Rejects other first weights, rates, order, momentum or weight decay, features of another model, and the sign."""
+    rows, model = digits(), small_mlp()
+    model.get_submodule("1").requires_grad_(False)
+    settings = TrainSettings(optimizer=optimizer, lr=0.02, epochs=EPOCHS, batch_size=50, schedule="cosine")  # type: ignore[arg-type]
+    trained, record = train(model, rows, settings, seed=3, folder=tmp_path, snapshot_epochs=(0,))
+    changed = changes_of(rows).apply(rows)
+    wanted, _ = coupled(trained, changed, record)
+    found = replay_head(trained, trained, rows, changed, record, TASK, stop=record.steps, most=9, whole=whole)
+    assert found.name == "3"
+    torch.testing.assert_close(weights_of(found.model), weights_of(wanted), rtol=0, atol=2e-6)
+    assert float((weights_of(wanted) - weights_of(trained)).abs().max()) > 1e-3
+
+
+def coupled(model: nn.Module, rows: Rows, record: TrainingRecord) -> tuple[nn.Module, int]:
+    start = copy.deepcopy(model)
+    record.snapshot(0).restore(start)
+    return replay(start, rows, record)
+
+
+def test_an_edit_of_nothing_changes_nothing(sgd: Trained) -> None:
+    model, rows, record = sgd
+    found = replay_head(model, model, rows, rows, record, TASK, stop=record.steps, most=9)
+    assert same_bits(found.model, model)
+    whole = replay_head(model, model, rows, rows, record, TASK, stop=record.steps, most=9, whole=True)
+    assert not same_bits(whole.model, model)
+
+
+def test_steps_up_to_the_edited_weights_on_features_of_the_edited_body(sgd: Trained) -> None:
+    """At step s of the training, by the recorded steps written out on features of both bodies."""
+    model, rows, record = sgd
+    changed, stop = changes_of(rows).apply(rows), 2 * STEPS
+    edited = copy.deepcopy(model)
+    edited.get_submodule("1").weight.data += 0.01
+    found = replay_head(model, edited, rows, changed, record, TASK, stop=stop, most=9)
+    body = {"old": model[:3], "new": edited[:3]}
+    runs = {}
+    for name, data in (("old", rows), ("new", changed)):
+        inputs, labels = data.batch(torch.arange(len(data)))
+        with torch.no_grad():
+            features = Rows.from_tensors(body[name](inputs), labels, ids=data.ids, classes=10)
+        head = copy.deepcopy(model[3])
+        head.load_state_dict({part: record.snapshot(0).weights[f"3.{part}"] for part in ("weight", "bias")})
+        runs[name] = loop(head, features, until(record, stop))
+    for part in ("weight", "bias"):
+        own = model[3].get_parameter(part)
+        wanted = own + runs["new"].get_parameter(part) - runs["old"].get_parameter(part)
+        torch.testing.assert_close(found.model[3].get_parameter(part), wanted, rtol=0, atol=2e-6)
+    assert torch.equal(found.model[1].weight, edited[1].weight)
+
+
+def until(record: TrainingRecord, stop: int) -> TrainingRecord:
+    assert record.order is not None
+    order = BatchOrder(record.order.ids, record.order.positions[:stop])
+    return replace(record, steps=stop, lr=record.rates()[:stop], order=order)
+
+
+def test_a_removed_class_is_forgotten(sgd: Trained) -> None:
+    """The bar of class removal, reduced: no step along one quadratic gets there."""
+    model, rows, record = sgd
+    changes = Changes(removed_classes=(3,))
+    edits = {
+        rule: apply_changes(model, rows, changes, record=record, budget=0, head=rule) for rule in ("replay", "leave")
+    }  # type: ignore[arg-type]
+    for budget in (0, 2):
+        edit = apply_changes(model, rows, changes, record=record, budget=budget)
+        assert edit.head == "3"
+        assert edit.to_dict()["head"] == "3"
+        gone = rows.only(edit.changes.on(rows).removed)
+        others = edit.edited_data
+        with torch.no_grad():
+            inputs, labels = gone.batch(torch.arange(len(gone)))
+            assert float((edit.model(inputs).argmax(1) == labels).double().mean()) <= 0.005
+            inputs, labels = others.batch(torch.arange(len(others)))
+            now, before = ((m(inputs).argmax(1) == labels).double().mean() for m in (edit.model, model))
+            assert float(now) >= float(before) - 0.005
+    assert edits["replay"].after["changed_phi"] < edits["leave"].after["changed_phi"] - 2
+    assert edits["leave"].head is None
+
+
+def test_the_old_run_is_kept_for_other_requests(sgd: Trained, tmp_path: Path) -> None:
+    model, rows, record = sgd
+    changed, stop = changes_of(rows).apply(rows), record.steps
+    options = {"stop": stop, "most": 9}
+    alone = replay_head(model, model, rows, changed, record, TASK, **options)
+    first = replay_head(model, model, rows, changed, record, TASK, folder=tmp_path, **options)
+    second = replay_head(model, model, rows, changed, record, TASK, folder=tmp_path, **options)
+    assert first.shared == alone.shared > 0
+    assert second.shared == 0
+    assert same_bits(first.model, alone.model)
+    assert same_bits(second.model, alone.model)
+    (kept,) = tmp_path.glob("*.safetensors")
+    moved = copy.deepcopy(model)
+    moved.get_submodule("1").weight.data += 0.01
+    assert replay_head(moved, moved, rows, changed, record, TASK, folder=tmp_path, **options).shared > 0
+    kept.write_bytes(b"damaged")
+    assert replay_head(model, model, rows, changed, record, TASK, folder=tmp_path, **options).shared > 0
+
+
+def test_cost_by_hand(sgd: Trained) -> None:
+    model, rows, record = sgd
+    changed = rows.without(rows.ids[:6])
+    share = (16 * 10 + 10) / (64 * 16 + 16 + 16 * 10 + 10)
+    assert head_epochs(model, "3", record, 2 * STEPS) == pytest.approx(2 * share)
+    found = replay_head(model, model, rows, changed, record, TASK, stop=2 * STEPS, most=9)
+    assert found.cost == pytest.approx(len(changed) + 3 * share * 2 * len(changed))
+    assert found.shared == pytest.approx(len(rows) + 3 * share * 2 * len(rows))
+
+
+def test_a_large_head_is_left_and_said_so(sgd: Trained) -> None:
+    model, rows, record = sgd
+    found = replay_head(model, model, rows, changes_of(rows).apply(rows), record, TASK, stop=record.steps, most=0.1)
+    assert found.model is model
+    assert found.name is None
+    assert (
+        "the head '3' was not replayed: with 14% of the weights that would cost 0.8 training epochs" in found.notes[0]
+    )
+
+
+def test_which_layer_is_the_head(sgd: Trained) -> None:
+    model, rows, _ = sgd
+    assert head_of(model, rows) == "3"
+    assert head_of(nn.Sequential(*model, nn.Softmax(1)), rows) is None
+    assert head_of(nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 10)), rows) == "2"
+    frozen = copy.deepcopy(model)
+    frozen[3].bias.requires_grad_(False)
+    assert head_of(frozen, rows) is None
+    tied = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Linear(64, 64))
+    tied[2].weight = tied[1].weight
+    assert head_of(tied, rows) is None
+    twice = nn.Sequential(nn.Flatten(), shared := nn.Linear(64, 64), shared)
+    assert head_of(twice, rows) is None
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_what_asks_for_a_step_of_its_own_leaves_the_head(sgd: Trained) -> None:
+    model, rows, record = sgd
+    for options in ({"damping": 1.0}, {"layers": "3"}, {"steps": 1}, {"skip": "1"}):
+        assert apply_changes(model, rows, changes_of(rows), record=record, budget=0, **options).head is None  # type: ignore[arg-type]
+    few = Changes(rows.ids[:6])
+    assert apply_changes(model, rows, few, record=record, budget=0).head is None
+    poorer = replace(record, order=None, snapshots={})
+    assert apply_changes(model, rows, changes_of(rows), record=poorer, budget=0).head is None
+    with pytest.raises(InputError, match="unknown head 'keep'"):
+        apply_changes(model, rows, changes_of(rows), record=record, head="keep")  # type: ignore[arg-type]
+
+
+def test_a_head_that_diverges_leaves_the_edit(sgd: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows, record = sgd
+    monkeypatch.setattr(head_module, "_features", lambda *_: torch.full((len(_[2]), 16), float("inf")))
+    edit = apply_changes(model, rows, changes_of(rows), record=record, budget=0)
+    assert edit.head is None
+    assert any("the head '3' was not replayed: " in note for note in edit.notes)
+    assert bool(torch.isfinite(weights_of(edit.model)).all())
