@@ -59,19 +59,7 @@ def test_a_removed_class_is_not_answered_and_the_others_are(
     unedited, edited = class_removed
     assert unedited["forgotten accuracy, %"] > 80
     assert edited["forgotten accuracy, %"] <= 0.5
-    assert edited["other accuracy, %"] >= unedited["other accuracy, %"] - 0.5
+    assert edited["others - retrain, points"] >= -0.5
     for column in ("KL, forgotten test rows", "KL, other test rows"):
         assert edited[column] < 0.2 * unedited[column]
-    assert edited["phi error, changed"] < 0.75 * unedited["phi error, changed"]
-
-
-# Digits miss two bars: the others lie 0.9 points below retraining (3 of 335 test rows; asked 0.5), and more than half
-# of the old phi is left. docs/limits.md says so.
-@pytest.mark.xfail(strict=True, reason="missed on digits, see docs/limits.md")
-@pytest.mark.parametrize("bar", ["others within 0.5 points of retraining", "half of the phi error gone"])
-def test_missed_bars_of_class_removal(class_removed: tuple[dict[str, float], dict[str, float]], bar: str) -> None:
-    unedited, edited = class_removed
-    if bar.startswith("others"):
-        assert edited["others - retrain, points"] >= -0.5
-    else:
-        assert edited["phi error, changed"] < 0.5 * unedited["phi error, changed"]
+    assert edited["phi error, changed"] < 0.5 * unedited["phi error, changed"]

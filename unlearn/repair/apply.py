@@ -247,29 +247,20 @@ def apply_changes(
             notes.append(
                 f"running statistics of batch norm were estimated again on all {len(edited)} rows of the changed data"
             )
-    new_head = ReplayedHead(moved)
-    many = len(changes.ids) > MANY * len(rows)
-    own_step = any(there for option, there in given.items() if option != "curvature")
-    if record is not None and head == "replay" and not own_step and (many or emptied_classes(rows, edited)):
-        new_head = replay_head(
-            place,
-            moved,
-            rows,
-            edited,
-            record,
-            the_task,
-            stop=record.steps if start is None else start,
-            most=max(HEAD_EPOCHS, budget),
-            whole=many and start is None,
-            folder=None if factors is None else Path(factors),
-        )
-        moved, notes = new_head.model, [*notes, *new_head.notes]
     if record is not None and start is not None:
         take = None if keeper is None else keeper.take
         moved, replayed = replay(moved, edited, record, start=start, snapshot=snapshot, take=take)
     elif record is not None and keeper is not None:
         last = record.snapshot(record.steps) if snapshot is None and record.steps in record.snapshots else snapshot
         keeper.take(record.steps, Snapshot(moved.state_dict(), {} if last is None else last.optimizer))
+    new_head = ReplayedHead(moved)
+    many = len(changes.ids) > MANY * len(rows) or bool(emptied_classes(rows, edited))
+    own_step = any(there for option, there in given.items() if option != "curvature")
+    if head == "replay" and many and record is not None and not own_step:
+        new_head = replay_head(moved, edited, record, the_task, most=max(HEAD_EPOCHS, budget))
+        moved, notes = new_head.model, [*notes, *new_head.notes]
+        if keeper is not None and new_head.name is not None:
+            keeper.replace_weights(record.steps, moved)
     copy_modes(model, moved)
     epoch = EPOCH_COST * len(rows)
     return Edit(
@@ -281,7 +272,7 @@ def apply_changes(
         record=record,
         steps=taken,
         cost=Cost(
-            factors=(FACTOR_COST * done.factor_rows + new_head.shared) / epoch,
+            factors=FACTOR_COST * done.factor_rows / epoch,
             solve=(solve_cost + new_head.cost) / epoch,
             replay=EPOCH_COST * replayed / epoch,
             storage=storage,

@@ -110,8 +110,8 @@ def choose_method(
     if coarse:
         notes.append("snapshots lie too far apart to unroll the training, so a Newton step was taken")
     given = [name for name in newton_only if name != "curvature" or start is None]
-    unfinished = record is not None and record.optimizer in UNROLLED
-    if start is None and unfinished and not given and changed > MANY * len(rows):
+    unordered = record is not None and record.optimizer in UNROLLED and record.order is None
+    if start is None and unordered and not given and changed > MANY * len(rows):
         notes.append(
             f"{changed} of {len(rows)} rows change and only the final weights are edited: fine-tuning on the changed "
             "data came nearer to retraining wherever it was measured (docs/limits.md)"

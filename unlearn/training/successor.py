@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
+from torch import nn
+
 from unlearn.atomic import make_folder
 from unlearn.data import Rows
 from unlearn.errors import RecordError
 from unlearn.training.record import ORDER_FILE, TrainingRecord, write_order
-from unlearn.training.snapshots import Snapshot, snapshot_path, write_snapshot
+from unlearn.training.snapshots import Snapshot, read_snapshot, snapshot_path, write_snapshot
 
 
 class Successor:
@@ -42,6 +44,11 @@ class Successor:
     def take(self, step: int, snapshot: Snapshot) -> None:
         """Write the snapshot after ``step`` steps."""
         self._digests[step] = write_snapshot(snapshot_path(self.folder, step), snapshot)
+
+    def replace_weights(self, step: int, model: nn.Module) -> None:
+        """Write a snapshot that was taken anew, with the weights of the model and its optimizer state as it was."""
+        taken = read_snapshot(snapshot_path(self.folder, step), self._digests[step])
+        self.take(step, Snapshot(model.state_dict(), taken.optimizer))
 
     def finish(self, data: Rows, removed: Iterable[str]) -> TrainingRecord:
         """Return the record of the edited training.
