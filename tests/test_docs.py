@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import re
 import shlex
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ FOLDERS = ("unlearn", "tests", "docs", "recipes", "benchmarks", ".ci")
 MOST_LINES = 40
 
 _FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.M | re.S)
+_TITLED = re.compile(r'^```(\w+)(?: title="([\w.-]+)")?\n(.*?)^```', re.M | re.S)
 _COMMENT = re.compile(r"<!--.*?-->", re.S)
 _LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 _CODE = re.compile(r"`([^`\n]+)`")
@@ -131,6 +133,59 @@ def test_quickstart_from_python_is_the_recipe(tmp_path, monkeypatch):
     assert edit.after["changed_loss"] > edit.before["changed_loss"]
     assert found["verdict"].outcome in ("pass", "fail", "undecided")
     assert {row["references"] for row in found["verdict"].table} == {recipe.verify.references}
+
+
+def follow(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch, unlearn: Any, capsys: Any) -> dict[str, Any]:
+    """Do what a page says, from top to bottom; return what its Python defined.
+
+    Titled blocks are files, Python runs in one space of names, commands must do their work (a verdict may be any), and
+    a text block must be what the block before it printed, with ``...`` for what varies.
+    """
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {"__name__": "example"}
+    printed, same = "", doctest.OutputChecker().check_output
+    for language, title, text in _TITLED.findall((ROOT / "docs" / page).read_text()):
+        if title:
+            (folder / title).write_text(text)
+        elif language == "python":
+            with torch.random.fork_rng(devices=[]):
+                exec(compile(text, page, "exec"), names)
+            printed = capsys.readouterr().out
+        elif language == "console":
+            printed = ""
+            for words in command_lines(text):
+                code, out, err = unlearn(*words)
+                judging = words[0] == "verify" or words[:2] == ["request", "process"]
+                assert code in ((0, 1, 3) if judging else (0,)), f"{words} ended with {code}: {err}"
+                printed += out
+        elif language == "text":
+            assert same(text, printed, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE), f"{text} is not in {printed}"
+    return names
+
+
+HOW_TOS = ["clean", "delete-a-user", "remove-a-class", "undo-a-backdoor", "explain"]
+
+
+def test_every_how_to_is_followed():
+    assert {path.stem for path in (ROOT / "docs" / "how-to").glob("*.md")} == set(HOW_TOS)
+
+
+@pytest.mark.parametrize("name", HOW_TOS)
+def test_how_to(name, tmp_path, monkeypatch, unlearn, capsys):
+    names = follow(f"how-to/{name}.md", tmp_path, monkeypatch, unlearn, capsys)
+    if name == "clean":
+        assert names["after"] < 0.5 * names["before"]
+    elif name == "delete-a-user":
+        assert (tmp_path / "runs/customers/requests/certificates/R-0001-000009.html").exists()
+        assert not set(names["rows"][68:72]) & set((tmp_path / "head.json").read_text().split('"'))
+    elif name == "remove-a-class":
+        assert names["kept"]["edited"] < 0.5 * names["kept"]["original"]
+    elif name == "undo-a-backdoor":
+        assert names["sent"]["edited"] < 0.1
+        assert names["sent"]["original"] > 0.9
+    elif name == "explain":
+        assert names["explained"]
+        assert all(row.influence > 0 for query in names["explained"] for row in query.harmful)
 
 
 def test_data_page_runs_its_recipe(tmp_path, monkeypatch, unlearn):
