@@ -52,7 +52,9 @@ def _mathml(found: re.Match[str]) -> str:
     formula = found[2]
     for escaped, plain in _UNESCAPED.items():
         formula = formula.replace(escaped, plain)
-    return convert(formula, display="block" if found[1] == "div" else "inline")
+    if found[1] == "span":
+        return convert(formula)
+    return f'<div class="formula">{convert(formula, display="block")}</div>'
 
 
 def result_page(path: Path) -> str:
