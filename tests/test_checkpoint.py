@@ -511,7 +511,7 @@ def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatc
     sync, replace = os.fsync, os.replace
 
     def noted_sync(descriptor: int) -> None:
-        calls.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")
+        calls.append("folder" if os.path.isdir(descriptor) else "file")
         sync(descriptor)
 
     def noted_replace(a: Path, b: Path) -> None:
@@ -687,7 +687,7 @@ def test_a_rollback_whose_last_flush_fails_keeps_the_edit(edited: Path, monkeypa
     edit, sync = edited.read_bytes(), os.fsync
 
     def fail_on_folder(descriptor: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+        if os.path.isdir(descriptor):
             raise OSError(errno.EIO, "Input/output error")
         sync(descriptor)
 
