@@ -27,9 +27,9 @@ from unlearn.curvature import (
 from unlearn.data import Rows
 from unlearn.detect import self_influence
 
-RECIPES = ("digits-quick", "mnist5k-relabel")
+RECIPES = {"digits-quick": (1e-1, 1e-2, 1e-3, 1e-4, 1e-5), "mnist5k-relabel": (1e-1, 1e-2)}
+"""Recipes, and the dampings of their conjugate gradients."""
 DAMPINGS = ("tenth of the mean eigenvalue", "2 / T", 1e-4, 1e-6, 1e-8)
-SOLVES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 MOST_ITERATIONS = 500
 TOLERANCE = 1e-4
 QUERIES = 20
@@ -106,7 +106,7 @@ def main() -> None:
     """Print the tables."""
     print("# python -m benchmarks.numerics\n")
     print(f"{threads()}; one seed\n")
-    for name in RECIPES:
+    for name, solved_at in RECIPES.items():
         setting = Setting.of(name, 0)
         model, record, _ = setting.trained
         wide = copy.deepcopy(model).double()
@@ -130,7 +130,7 @@ def main() -> None:
         print(
             "| damping | float64, plain | float64, EK-FAC | float32, plain | float32, EK-FAC |\n|---|---|---|---|---|"
         )
-        for d in SOLVES:
+        for d in solved_at:
             print(f"| {d:g} | {solves(model, wide, few, queries, d)} |", flush=True)
         print()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from chromium import Browser
 from test_packaging import commands
 
 import unlearn
@@ -74,6 +75,16 @@ def test_every_picture_says_in_words_what_it_shows(site: Path) -> None:
     for path in site.rglob("*.html"):
         for image in re.findall(r"<img[^>]*>", path.read_text()):
             assert re.search(r'alt="[^"]{20,}"', image), f"{path.name}: {image}"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_page_is_wider_than_the_screen(site: Path, browser: Browser, width: int) -> None:
+    """Tables, formulas, pictures and code scroll in their own boxes."""
+    browser.screen(width)
+    for path in [*site.glob("*.html"), *site.glob("how-to/*.html"), site / "results" / "peers.html"]:
+        browser.open(path)
+        assert browser.script("return document.documentElement.scrollWidth") <= width, path.name  # type: ignore[operator]
+        assert not [url for url in browser.requests() if not url.startswith("file:")]
 
 
 def loaded(name: str) -> ModuleType:
