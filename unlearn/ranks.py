@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unlearn.errors import InputError, UnlearnError, WorkerError
-from unlearn.progress import hide_bars
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,6 +79,8 @@ def start_ranks() -> None:
         dist.init_process_group(store=PrefixStore("group", store), rank=rank, world_size=world, timeout=_PATIENCE)
     _job = _Job(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=_PATIENCE), store)
     if _job.rank:
+        from unlearn.progress import hide_bars  # rich, which help does not wait for
+
         hide_bars()
     engine = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
     ranks_agree("torch or number of threads", engine, "use one environment, and OMP_NUM_THREADS of one value")

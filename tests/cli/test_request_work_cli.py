@@ -195,7 +195,9 @@ def test_hostile_text_in_every_column_of_a_letter(name, run, unlearn, tmp_path):
     for column in ("id", "subject", "hash", "label", text):
         letter = tmp_path / "letter.csv"
         with open(letter, "w", newline="") as file:
-            csv.writer(file).writerows([["id", column] if column in ("label", text) else [column], ["a", text]][:2])
+            # a writer of Python 3.10 takes a NUL only where it may escape it
+            table = csv.writer(file, escapechar="\\" if "\0" in text else None)
+            table.writerows([["id", column] if column in ("label", text) else [column], ["a", text]])
         for action in ("remove", "relabel"):
             code, out, err = unlearn("request", "submit", run, "--file", letter, "--action", action, "--label", 1)
             assert code in (0, 2)

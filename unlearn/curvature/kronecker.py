@@ -103,7 +103,7 @@ def eigenbases(factors: dict[str, Tensor]) -> list[tuple[Tensor, Tensor | None, 
             found.append(eigenbasis(factor, what))
         else:
             found.append((factor.new_zeros(factor.shape[:2]), torch.zeros_like(factor), 0))
-    counts = torch.tensor([clamped for _, _, clamped in found])
+    counts = torch.tensor([clamped for _, _, clamped in found], device="cpu")
     sum_over_ranks(counts, *(part for values, vectors, _ in found if vectors is not None for part in (values, vectors)))
     return [(values, vectors, count) for (values, vectors, _), count in zip(found, counts.tolist(), strict=True)]
 
