@@ -26,7 +26,7 @@ class PreparedRows(Rows):
         return self
 
     def batches(
-        self, size: int = 0, device: torch.device | None = None, start: int = 0
+        self, size: int = 0, device: torch.device | None = None, start: int = 0, stop: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         yield from self.prepared
 

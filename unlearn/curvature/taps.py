@@ -121,7 +121,8 @@ class Taps:
             parts = []
             for call, dim in zip(self._calls.get(layer.name, []), layer.batch_dims, strict=True):
                 d = next(raw)
-                parts.append(_gradients(layer, call, dim, outputs.new_zeros(call.shape) if d is None else d))
+                d = outputs.new_zeros(call.shape) if d is None else d.reshape(call.shape)
+                parts.append(_gradients(layer, call, dim, d))
             if layer.is_matrix:
                 found[layer.name] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
             elif parts:
