@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -60,7 +61,9 @@ def transformers_model(
     else:
         folder = _folder(str(path))
         if pretrained:
-            model = auto.from_pretrained(folder, local_files_only=True, ignore_mismatched_sizes=True, **about).float()
+            with _quiet(transformers.utils.logging):
+                model = auto.from_pretrained(folder, local_files_only=True, ignore_mismatched_sizes=True, **about)
+            model = model.float()
         else:
             stated = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **about)
             model = auto.from_config(stated)
@@ -74,6 +77,20 @@ def transformers_model(
     model.rebuild = partial(transformers_model, head, path, config, classes, pretrained)
     found: nn.Module = model
     return found
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Leave out the report on a head that is drawn afresh, which is what was asked for."""
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _configuration(transformers: Any, config: dict[str, Any], about: dict[str, Any]) -> Any:
