@@ -28,6 +28,7 @@ from unlearn.inputs import call_model, map_tensors
 from unlearn.modes import evaluation
 
 DENSE_COLUMN = 1024
+WIDE_OUTPUTS = 4096
 _MATRICES = ("Linear", "Conv1d", "Conv2d", "Embedding")
 
 
@@ -70,8 +71,8 @@ class Layer:
 
     @property
     def unit_outputs(self) -> bool:
-        """Whether only the diagonal of a column's block is kept."""
-        return not self.is_matrix and self.shape[1] > DENSE_COLUMN
+        """Whether only the diagonal is kept: of a long column's block, of the output factor of a vocabulary."""
+        return self.shape[1] > (WIDE_OUTPUTS if self.is_matrix else DENSE_COLUMN)
 
     @property
     def form(self) -> str:
