@@ -24,11 +24,13 @@ def test_rebuild_is_called_under_the_seed_and_must_fit() -> None:
         model.rebuild = lambda: nn.Linear(3, 2)
         return model
 
-    model, before = built(3).double().requires_grad_(False), torch.get_rng_state()
+    model, before = built(3).double(), torch.get_rng_state()
+    model.bias.requires_grad_(False)
     one, two, other = (fresh_weights(model, seed) for seed in (5, 5, 6))
     assert torch.equal(one.weight, two.weight)
     assert not torch.equal(one.weight, other.weight)
-    assert (one.weight.dtype, one.weight.requires_grad) == (torch.float64, False)
+    assert (one.weight.dtype, one.bias.requires_grad) == (torch.float64, False)
+    assert torch.equal(other.bias, model.bias)
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(RecordError, match=r"rebuild\(\) of Linear returns other parameters than it has"):
         fresh_weights(built(4), 0)

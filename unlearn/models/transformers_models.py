@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +23,7 @@ def transformers_model(
     config: Mapping[str, Any] | None = None,
     classes: int | None = None,
     pretrained: bool = True,
+    lora: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Return a model of transformers as it is there; nothing is ever downloaded.
 
@@ -34,9 +36,11 @@ def transformers_model(
         config: in the place of a folder: ``model_type`` and the options of its configuration, for random weights.
         classes: outputs of a classifier.
         pretrained: read the weights in the folder, and not its configuration alone.
+        lora: options of ``peft.LoraConfig``, such as ``{"r": 8}``: adapters are trained (and a new head), the rest is
+            frozen, so that curvature, scores and edits are of the adapters alone.
 
     Raises:
-        MissingExtraError: transformers is not installed.
+        MissingExtraError: transformers, or for ``lora`` peft, is not installed.
         ValueError: neither or both of ``path`` and ``config``, a folder that is not there, an unknown model type or
             option.
 
@@ -74,8 +78,22 @@ def transformers_model(
             "several lengths; state it in config, or in the folder's config.json, as the tokenizer has it"
         )
     model.config.use_cache = False  # keys and values are kept for generation alone
-    model.rebuild = partial(transformers_model, head, path, config, classes, pretrained)
+    if lora is not None:
+        model = _with_adapters(model, head, lora)
+    model.rebuild = partial(transformers_model, head, path, config, classes, pretrained, lora)
     found: nn.Module = model
+    return found
+
+
+def _with_adapters(model: nn.Module, head: Head, options: Mapping[str, Any]) -> nn.Module:
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingExtraError("adapters are peft's, which is not installed: pip install 'unlearn[lora]'") from error
+    kind = {"sequence-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}[head]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft sets fan_in_fan_out of Conv1D by itself, and says so
+        found: nn.Module = peft.get_peft_model(model, peft.LoraConfig(task_type=kind, **options))
     return found
 
 

@@ -14,7 +14,8 @@ def fresh_weights(model: nn.Module, seed: int) -> nn.Module:
     """Return a copy with new initial weights that depend on the seed only.
 
     A model with a function ``rebuild`` is what that returns under the seed: its start may be pretrained weights in a
-    folder. Of others every module with trainable parameters is reset; frozen ones were not trained, and stay.
+    folder. Of others every module with trainable parameters is reset, adapters of peft as peft begins them. Frozen
+    parts were not trained, and stay.
 
     Raises:
         RecordError: a module with trainable parameters of its own has no ``reset_parameters``, or ``rebuild`` returns
@@ -41,16 +42,22 @@ def fresh_weights(model: nn.Module, seed: int) -> nn.Module:
                     "train=(data, seed) -> model"
                 )
             reset()
+        for module in fresh.modules():
+            for adapter in getattr(module, "lora_A", {}) if hasattr(module, "reset_lora_parameters") else ():
+                module.reset_lora_parameters(adapter, True)  # type: ignore[operator]
     return fresh.to(device)
 
 
 def _alike(built: nn.Module, model: nn.Module) -> nn.Module:
-    """Return what was built again, in the type of the model's weights and with the same parts frozen."""
-    wanted = {name: (p.shape, p.requires_grad) for name, p in model.named_parameters()}
-    if {name: p.shape for name, p in built.named_parameters()} != {name: shape for name, (shape, _) in wanted.items()}:
+    """Return what was built again, in the type of the model's weights and with its frozen parts."""
+    wanted, found = dict(model.named_parameters()), dict(built.named_parameters())
+    if {name: p.shape for name, p in found.items()} != {name: p.shape for name, p in wanted.items()}:
         raise RecordError(
             f"rebuild() of {type(model).__name__} returns other parameters than it has; return the same architecture"
         )
+    built = built.to(next(model.parameters()).dtype)
     for name, parameter in built.named_parameters():
-        parameter.requires_grad_(wanted[name][1])
-    return built.to(next(model.parameters()).dtype)
+        parameter.requires_grad_(wanted[name].requires_grad)
+        if not parameter.requires_grad:
+            parameter.data.copy_(wanted[name].data)
+    return built
