@@ -47,6 +47,10 @@ class PeakMemory:
         """Return the peak so far."""
         return (self._peak_kb() - self._start) / 1024
 
+    def above(self, earlier: PeakMemory) -> float:
+        """Return the peak so far above what was in use when an earlier one was made, in MB."""
+        return (self._peak_kb() - earlier._start) / 1024
+
     @staticmethod
     def _peak_kb() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()

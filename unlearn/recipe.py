@@ -165,6 +165,11 @@ class RepairSection(_Section):
         """Whether the method is one of :func:`unlearn.repair.apply_changes`."""
         return self.method in (None, "newton", "unrolled")
 
+    @property
+    def states_changes(self) -> bool:
+        """Whether the recipe itself says what is changed, so that nothing is looked for."""
+        return self.action not in ("remove", "relabel")
+
     @model_validator(mode="after")
     def _what_the_action_needs(self) -> RepairSection:
         for action, key in (("remove-class", "label"), ("decisions", "decisions")):

@@ -116,6 +116,18 @@ class Bare(nn.Module):
         return self.head(h) * (1 + self.body.weight.square().sum() / 9)
 
 
+class Transposed(nn.Module):
+    """GPT-2's way to write a linear layer: weight (inputs, outputs), rows and positions made one dimension."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight)
+        return out.view(*x.shape[:-1], -1)
+
+
 class Recurrent(nn.Module):
     """A layer that torch can not vectorise over rows."""
 
@@ -206,6 +218,23 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
         Separate,
         (5, 3),
         "projections of their own share one bias",
+    ),
+    "transposed": (
+        lambda: nn.Sequential(Transposed(3, 4), nn.Tanh(), Transposed(4, 2), nn.Flatten(), nn.Linear(10, CLASSES)),
+        (5, 3),
+        "GPT-2's Conv1D: rows and positions in one dimension, weights (i, o)",
+    ),
+    "transposed-one-position": (
+        lambda: nn.Sequential(Transposed(3, 4), nn.Tanh(), Transposed(4, CLASSES)),
+        (3,),
+        "the same without positions",
+    ),
+    "flattened": (
+        lambda: nn.Sequential(
+            nn.Flatten(0, 1), nn.Linear(3, 2), nn.Tanh(), nn.Unflatten(0, (-1, 5)), nn.Flatten(), nn.Linear(10, CLASSES)
+        ),
+        (5, 3),
+        "a linear layer that is given rows and positions in one dimension",
     ),
     "bare": (Bare, (5,), "parameters used in other ways than by a layer"),
     "recurrent": (Recurrent, (4, 3), "a loop over rows"),

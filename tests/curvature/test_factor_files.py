@@ -104,9 +104,9 @@ def test_tensors_must_be_those_of_the_layers(saved: Path) -> None:
 def test_manifests_of_another_format_or_damaged_are_refused(saved: Path) -> None:
     model, rows = build("linear")
     edit_manifest(saved, format=99)
-    with pytest.raises(StaleCurvatureError, match="has format 99, this version reads 2"):
+    with pytest.raises(StaleCurvatureError, match="has format 99, this version reads 3"):
         load_curvature(saved, model, rows)
-    edit_manifest(saved, format=2, layers=[{"name": "0"}])
+    edit_manifest(saved, format=3, layers=[{"name": "0"}])
     with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
         load_curvature(saved, model, rows)
     (saved / "manifest.json").write_text("{")

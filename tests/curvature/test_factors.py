@@ -8,6 +8,7 @@ from curvature_cases import (
     CASES,
     CLASSIFICATION,
     REGRESSION,
+    Transposed,
     build,
     dense_blocks,
     fisher_columns,
@@ -39,7 +40,7 @@ def slow_factors(model: nn.Module, rows: Rows, columns: Tensor) -> dict[str, tup
         seen.append((module, x[0], y))
         return y.clone()  # what overwrites this copy leaves y alone
 
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
+    kinds = (nn.Linear, Transposed, nn.Conv1d, nn.Conv2d, nn.Embedding)
     handles = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, kinds)]
     inputs = rows.batch(torch.arange(len(rows)))[0]
     found: dict[str, tuple[Tensor, Tensor]] = {}
@@ -47,8 +48,9 @@ def slow_factors(model: nn.Module, rows: Rows, columns: Tensor) -> dict[str, tup
         with evaluation(model):
             seen.clear()
             outputs = model(inputs[b : b + 1])
-        for c in range(len(columns)):
-            for layer in filter(lambda layer: layer.is_matrix, layers):
+        for layer in filter(lambda layer: layer.is_matrix, layers):
+            by_column = []
+            for c in range(len(columns)):
                 pairs = []
                 for module, x, y in seen:
                     if {id(p) for p in module.parameters()} & {id(model.get_parameter(n)) for n in layer.parameters}:
@@ -56,12 +58,18 @@ def slow_factors(model: nn.Module, rows: Rows, columns: Tensor) -> dict[str, tup
                             outputs, y, columns[c, b][None], retain_graph=True, materialize_grads=True
                         )
                         pairs += positions_of(layer, module, x.detach(), d)
-                if not pairs:
-                    continue
-                A = sum(torch.einsum("gi,gj->gij", a, a) for a, _ in pairs) / len(rows)
-                S = sum(torch.einsum("gi,gj->gij", d, d) for _, d in pairs) / len(rows) / len(pairs)
-                before = found.get(layer.name, (torch.zeros_like(A), torch.zeros_like(S)))
-                found[layer.name] = (before[0] + (A if c == 0 else 0), before[1] + S)
+                by_column.append(pairs)
+            if not by_column[0]:
+                continue
+            positions = range(len(by_column[0]))
+            if layer.kind in ("Linear", "Embedding") and len(positions) > 1:  # what no output depends on is left out
+                positions = [t for t in positions if any(pairs[t][1].any() for pairs in by_column)]
+            A, S = found.get(layer.name, (0.0, 0.0))
+            for t in positions:
+                A = A + torch.einsum("gi,gj->gij", by_column[0][t][0], by_column[0][t][0]) / len(rows)
+                for pairs in by_column:
+                    S = S + torch.einsum("gi,gj->gij", pairs[t][1], pairs[t][1]) / len(rows) / len(positions)
+            found[layer.name] = A, S
     for handle in handles:
         handle.remove()
     table = gradient_table(model, rows, columns)
@@ -77,7 +85,7 @@ def positions_of(layer: Layer, module: nn.Module, x: Tensor, d: Tensor) -> list[
     if isinstance(module, nn.Embedding):
         units = [torch.eye(len(module.weight), dtype=d.dtype)[int(k)] * (int(k) != module.padding_idx) for k in x[0]]
         return [(unit[None], part[None]) for unit, part in zip(units, d[0], strict=True)]
-    if isinstance(module, nn.Linear):
+    if isinstance(module, (nn.Linear, Transposed)):
         first = x.reshape(-1, x.shape[-1])
         inputs, gradients = [row[None] for row in first], [row[None] for row in d.reshape(len(first), -1)]
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torchvision_files import let_small_files_pass, write_cifar, write_flowers, write_food, write_idx, write_svhn
 
 from unlearn.models import build_model
-from unlearn.pipeline import Run, plan_run, run_stages
+from unlearn.pipeline import Run, dry_run, plan_run, run_stages
 from unlearn.recipe import Recipe, load_recipe, parse_recipe
 
 pytest.importorskip("torchvision")
@@ -49,6 +51,16 @@ def test_data_and_model_of_a_recipe_fit(name: str, on_small_files: Callable[[str
         inputs, _ = rows.batch(torch.arange(2))
         assert model(inputs.to("meta")).shape == (2, rows.classes)
     assert f"{sum(p.numel() for p in model.parameters()):,} weights" in recipe.text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_dry_run_of_a_recipe_finds_everything(name: str, on_small_files: Callable[[str], Recipe], tmp_path: Path):
+    found = dry_run(Run.planned(tmp_path / "run", on_small_files(name)))
+    assert found.problems == ()
+    assert found.plan is not None
+    assert not found.plan.uncovered
+    assert sum(prod(shape) for shape in map(itemgetter("shape"), found.plan.layers)) == found.parameters
+    assert not (tmp_path / "run").exists()
 
 
 def test_svhn_class_removal_is_planned_and_runs(on_small_files: Callable[[str], Recipe], tmp_path: Path):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from unlearn.cli.shared import device_option, json_option, print_json, print_table, print_wrapped
+
+if TYPE_CHECKING:
+    from unlearn.pipeline.plan import RunPlan
 
 
 @click.command()
@@ -27,31 +32,35 @@ def plan(recipe: str, out: str, no_measure: bool, device: str | None, as_json: b
 
     chosen = load_recipe(recipe)
     from unlearn.pipeline import check_has_stages, plan_run
-    from unlearn.pipeline.plan import size
 
     check_has_stages(chosen)
     found = plan_run(chosen, out, measure=not no_measure, device=device)
     if as_json:
         print_json(found.to_dict())
     else:
-        click.echo(f"{found.recipe}: {found.rows} rows, {found.parameters} parameters, factors {size(found.factors)}")
-        shapes = [
-            (x["name"], x["kind"], x["form"], "x".join(map(str, x["shape"])), size(x["bytes"])) for x in found.layers
-        ]
-        print_table("Curvature", ("layer", "kind", "block", "groups x out x in", "factors"), shapes)
-        for name, why in found.uncovered.items():
-            click.echo(f"not covered: {name} ({why})")
-        rows = [(s.name, s.epochs, _time(s.seconds), size(s.memory), size(s.disk)) for s in found.stages]
-        print_table("Stages", ("stage", "epochs", "time", "memory", "disk"), rows)
-        for stage in found.stages:
-            print_wrapped(f"{stage.name}: {stage.why}")
-        if found.epoch_seconds is not None:
-            click.echo(f"one training epoch: about {_time(found.epoch_seconds)} here, by a few batches")
-        print_wrapped("Memory is beside data and activations. A dash: it depends on what the run finds.")
-        for line in found.advice:
-            print_wrapped(f"does not fit: {line}")
+        print_plan(found)
     if found.advice:
         raise click.exceptions.Exit(1)
+
+
+def print_plan(found: RunPlan) -> None:
+    """Print layers, stages and what does not fit."""
+    from unlearn.pipeline.plan import size
+
+    click.echo(f"{found.recipe}: {found.rows} rows, {found.parameters} parameters, factors {size(found.factors)}")
+    shapes = [(x["name"], x["kind"], x["form"], "x".join(map(str, x["shape"])), size(x["bytes"])) for x in found.layers]
+    print_table("Curvature", ("layer", "kind", "block", "groups x out x in", "factors"), shapes)
+    for name, why in found.uncovered.items():
+        click.echo(f"not covered: {name} ({why})")
+    rows = [(s.name, s.epochs, _time(s.seconds), size(s.memory), size(s.disk)) for s in found.stages]
+    print_table("Stages", ("stage", "epochs", "time", "memory", "disk"), rows)
+    for stage in found.stages:
+        print_wrapped(f"{stage.name}: {stage.why}")
+    if found.epoch_seconds is not None:
+        click.echo(f"one training epoch: about {_time(found.epoch_seconds)} here, by a few batches")
+    print_wrapped("Memory is beside data and activations. A dash: it depends on what the run finds.")
+    for line in found.advice:
+        print_wrapped(f"does not fit: {line}")
 
 
 def _time(seconds: float | None) -> str:

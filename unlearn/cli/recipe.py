@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from unlearn.cli.certified import print_certified_run
 from unlearn.cli.evidence import print_evidence
+from unlearn.cli.plan import print_plan
 from unlearn.cli.request_rehearsal import run_rehearsal
 from unlearn.cli.shared import (
     NO_BOUND,
@@ -21,6 +22,9 @@ from unlearn.cli.shared import (
 )
 from unlearn.cli.verdict import print_verdict
 from unlearn.ranks import only_one_process
+
+if TYPE_CHECKING:
+    from unlearn.pipeline import DryRun
 
 
 @click.group()
@@ -65,23 +69,36 @@ def show(name: str) -> None:
 @click.option("--out", type=click.Path(), help="Run folder; runs/NAME if not given.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped; finished stages are skipped.")
 @click.option("--strict", is_flag=True, help="Exit with 1 for a fail and 3 for undecided.")
+@click.option("--dry-run", "dry", is_flag=True, help="Check recipe, data and model, and say what would run.")
 @device_option
 @json_option
-def run(name: str, out: str | None, resume: bool, strict: bool, device: str | None, as_json: bool) -> None:
+def run(name: str, out: str | None, resume: bool, strict: bool, dry: bool, device: str | None, as_json: bool) -> None:
     """Train, detect, repair, verify, report: all stages of a recipe.
+
+    With --dry-run nothing is trained and nothing written: it says whether data
+    and model are there and fit, which stages would run, and what they cost
+    without measuring time. Exits with 2 where the recipe can not run.
 
     \b
     Example: unlearn recipe run mnist5k-relabel
              unlearn recipe run mine.toml --out runs/mine --resume
+             unlearn recipe run food101 --dry-run
     """
     from unlearn.recipe import load_recipe
 
     chosen = load_recipe(name)
+    folder = out or f"runs/{chosen.name}"
+    if dry:
+        from unlearn.pipeline import Run, dry_run
+
+        found = dry_run(Run.planned(folder, chosen, resume=resume, device=device))
+        print_json(found.to_dict()) if as_json else _print_dry_run(found)
+        click.get_current_context().exit(2 if found.problems else 0)
     if chosen.certified is not None or chosen.requests.rehearsal is not None:
         only_one_process("a recipe of a certified head, or one that rehearses requests,")
     from unlearn.pipeline import Run, run_certified, run_stages
 
-    the_run = Run.create(out or f"runs/{chosen.name}", chosen, resume=resume, device=device)
+    the_run = Run.create(folder, chosen, resume=resume, device=device)
     if chosen.certified is not None:
         print_certified_run(run_certified(the_run), as_json)
         if strict:
@@ -105,6 +122,22 @@ def run(name: str, out: str | None, resume: bool, strict: bool, device: str | No
     outcome = (report["verdict"] or {}).get("outcome")
     if strict and outcome != "pass":
         click.get_current_context().exit(1 if outcome == "fail" else 3)
+
+
+def _print_dry_run(found: DryRun) -> None:
+    """Print what is there and what is not, then layers and costs."""
+    counts = {"training rows": found.rows, "test rows": found.test_rows, "parameters": found.parameters}
+    click.echo(f"{found.recipe}: the recipe is valid")
+    for what, count in counts.items():
+        click.echo(f"{what:14}{'could not be looked at' if count is None else count}")
+    stages = [name + (" (finished before)" if done else "") for name, done in found.stages.items()]
+    print_wrapped(f"stages        {', '.join(stages)}")
+    if found.plan is not None:
+        click.echo()
+        print_plan(found.plan)
+    for problem in found.problems:
+        click.echo(f"problem: {problem}", err=True)
+    click.echo("it can not run" if found.problems else "it can run; nothing was trained or written")
 
 
 def _print_report(report: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from unlearn.errors import InputError
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CALLS: dict[Callable[..., Any], tuple[str, tuple[str, ...]]] = {
     F.linear: ("Linear", ("input", "weight", "bias")),
+    torch.addmm: ("Linear", ("bias", "input", "weight")),
     F.conv1d: ("Conv1d", _CONV),
     F.conv2d: ("Conv2d", _CONV),
     F.embedding: (
@@ -38,6 +39,7 @@ _CALLS: dict[Callable[..., Any], tuple[str, tuple[str, ...]]] = {
     ),
 }
 _ROLES = ("weight", "bias")
+_RESHAPES = (Tensor.view, Tensor.reshape, Tensor.flatten, torch.reshape, torch.flatten)
 _ATTENTION = inspect.signature(F.multi_head_attention_forward)
 
 
@@ -52,7 +54,9 @@ class Call:
         bias: the same of its bias.
         arguments: its arguments by name, tensors detached.
         edge: where a backward pass meets its output; None once the graph is let go.
-        shape: shape of its output.
+        shape: shape of its output, and of gradients there; where the call itself was given rows and positions in one
+            dimension (as by ``x.view(-1, i)``), with each in its own.
+        transposed: whether the weight is (inputs, outputs), as that of GPT-2's ``Conv1D``.
     """
 
     kind: str
@@ -61,6 +65,7 @@ class Call:
     arguments: dict[str, Any]
     edge: GradientEdge | None
     shape: torch.Size
+    transposed: bool = False
 
     @property
     def input(self) -> Tensor:
@@ -94,6 +99,7 @@ class CallRecorder(TorchFunctionMode):
         self.calls: list[Call] = []
         self.others: set[str] = set()
         self._names = {id(parameter): name for name, parameter in parameters}
+        self._flattened: dict[int, tuple[Tensor, torch.Size]] = {}  # the tensor is held so that its id stays its own
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -102,28 +108,43 @@ class CallRecorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is F.multi_head_attention_forward:
             return self._attention(_ATTENTION.bind(*args, **kwargs).arguments)
-        if function in _CALLS:
+        if function in _CALLS and not {"beta", "alpha", "out"} & kwargs.keys():
             kind, names = _CALLS[function]
-            return self._call(function, kind, dict(zip(names, args, strict=False)) | kwargs)
+            arguments = dict(zip(names, args, strict=False)) | kwargs
+            return self._call(function, kind, arguments, function is torch.addmm)
         result = function(*args, **kwargs)
+        if function in _RESHAPES:
+            self._note_reshape(args[0], result)
         self._note_others((args, kwargs), result)
         return result
 
-    def _call(self, function: Callable[..., Any], kind: str, arguments: dict[str, Any]) -> Tensor:
+    def _call(
+        self, function: Callable[..., Any], kind: str, arguments: dict[str, Any], transposed: bool = False
+    ) -> Tensor:
         if kind == "BatchNorm" and arguments.get("training"):
             raise InputError(
                 "a batch norm without running statistics makes each row's output depend on the rows beside it, so rows "
                 "have no gradients of their own; give it running statistics (track_running_stats=True)"
             )
-        output: Tensor = function(**arguments)
+        output: Tensor = function(*arguments.values()) if transposed else function(**arguments)
         weight, bias = (self._names.get(id(arguments.get(role))) for role in _ROLES)
         plain = not (arguments.get("max_norm") or arguments.get("scale_grad_by_freq"))
         alone = {key: value for key, value in arguments.items() if key not in _ROLES}
         self._note_others(alone if plain else arguments, output)
         if output.requires_grad and (weight or bias) and plain:
             kept = {key: value.detach() if isinstance(value, Tensor) else value for key, value in arguments.items()}
-            self.calls.append(Call(kind, weight, bias, kept, get_gradient_edge(output), output.shape))
+            edge, shape = get_gradient_edge(output), output.shape
+            _, leading = self._flattened.get(id(arguments["input"]), (None, None))
+            if kind == "Linear" and leading is not None:
+                kept["input"] = kept["input"].reshape(*leading, -1)
+                shape = torch.Size([*leading, shape[-1]])
+            self.calls.append(Call(kind, weight, bias, kept, edge, shape, transposed))
         return output
+
+    def _note_reshape(self, source: Tensor, result: Tensor) -> None:
+        """Keep which dimensions were made one in front of the last, which stayed; rows can still be told apart."""
+        if result.ndim == 2 and source.ndim > 2 and result.shape[-1] == source.shape[-1]:
+            self._flattened[id(result)] = result, source.shape[:-1]
 
     def _attention(self, given: dict[str, Any]) -> Any:
         """Take the projections out of an attention as calls of their own; with unit projections it does the rest.

@@ -24,6 +24,7 @@ from unlearn.tasks import Task, get_task
 CurvatureKind = Literal["ekfac", "kfac", "diagonal"]
 
 _KEEP_BYTES = 512 * 2**20
+_KEEP_WEIGHTS = 32 * 2**20  # bytes; above, what is kept between the passes would outgrow the factors
 
 
 def fit_curvature(
@@ -79,7 +80,8 @@ def fit_curvature(
     check_ranks(model, rows)
     layers, uncovered = find_layers(model, rows, skip)
     digest = weights_digest(model)
-    keep = _KEEP_BYTES if kind == "ekfac" else 0
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    keep = _KEEP_BYTES if kind == "ekfac" and weights <= _KEEP_WEIGHTS else 0
     options = {
         "task": loss.name,
         "kind": kind,

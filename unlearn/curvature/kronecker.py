@@ -3,7 +3,9 @@
     A = (1/n) sum_b sum_t a a^T,    S = (1/n) sum_b (1/T) sum_t sum_c d d^T      (arXiv 1602.01407, eq. 27 and 28)
     Lambda = (1/n) sum_b sum_c (U_S^T G_bc U_A)^2,  G_bc = sum_t d a^T           (arXiv 1806.03884, eq. 10)
 
-Gradients are those of the summed loss, so the size of a batch changes nothing.
+Gradients are those of the summed loss, so the size of a batch changes nothing. Of a linear layer or an embedding over
+a sequence, a position that no output depends on (padding, what a classifier does not read) has d = 0; it is left out of
+A and of T, so that rows padded to another length have the same factors.
 
 Axes: g group, b sample, t position, i inputs, o outputs, c Fisher column.
 """
@@ -33,6 +35,8 @@ def kronecker_factors(stream: FisherStream) -> dict[str, tuple[Tensor, Tensor]]:
         factors[layer.name] = A, S
     for layer, inputs, columns in stream:
         A, S = factors[layer.name]
+        if layer.kind in ("Linear", "Embedding") and inputs.shape[2] > 1:
+            inputs, columns = _used_positions(inputs, columns)
         _add_second_moment(A, inputs.flatten(1, 2))
         for column in columns:
             _add_second_moment(S, column.flatten(1, 2), 1 / inputs.shape[2])
@@ -43,6 +47,13 @@ def kronecker_factors(stream: FisherStream) -> dict[str, tuple[Tensor, Tensor]]:
             if factor.ndim == 3:
                 _mirror(factor)
     return factors
+
+
+def _used_positions(inputs: Tensor, columns: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return inputs that are 0 where no column is, and columns scaled so that 1/T is by the positions that are left."""
+    used = torch.stack([(column != 0).any(3, keepdim=True) for column in columns]).any(0).to(inputs.dtype)
+    scale = (inputs.shape[2] / used.sum(2, keepdim=True).clamp(min=1)).sqrt()
+    return inputs * used, [column * scale for column in columns]
 
 
 def _add_second_moment(total: Tensor, x: Tensor, scale: float = 1.0) -> None:

@@ -28,6 +28,7 @@ from unlearn.inputs import call_model, map_tensors
 from unlearn.modes import evaluation
 
 DENSE_COLUMN = 1024
+WIDE_OUTPUTS = 4096
 _MATRICES = ("Linear", "Conv1d", "Conv2d", "Embedding")
 
 
@@ -45,6 +46,7 @@ class Layer:
         batch_dims: for each call in a forward pass, the dimension of its input that is rows.
         positions: how many positions of a row its calls see in all.
         last_call: number of its last call among all calls of a forward pass; -1 of an ``other``.
+        transposed: whether the weight is stored as (i, o), as an embedding's and that of GPT-2's ``Conv1D`` is.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Layer:
     batch_dims: tuple[int, ...] = ()
     positions: int = 1
     last_call: int = -1
+    transposed: bool = False
 
     @property
     def is_matrix(self) -> bool:
@@ -68,8 +71,8 @@ class Layer:
 
     @property
     def unit_outputs(self) -> bool:
-        """Whether only the diagonal of a column's block is kept."""
-        return not self.is_matrix and self.shape[1] > DENSE_COLUMN
+        """Whether only the diagonal is kept: of a long column's block, of the output factor of a vocabulary."""
+        return self.shape[1] > (WIDE_OUTPUTS if self.is_matrix else DENSE_COLUMN)
 
     @property
     def form(self) -> str:
@@ -91,20 +94,20 @@ class Layer:
         """Return this layer's part of a vector, shape (g, o, i)."""
         g, o, _ = self.shape
         parts = [vector[name] for name in self.parameters]
-        if self.unit_inputs:
-            return parts[0].T[None]
+        if self.transposed:
+            parts[0] = parts[0].T
         if self.is_matrix:
             return torch.cat([part.reshape(g, o, -1) for part in parts], dim=2)
         return torch.cat([part.reshape(1, -1, 1) for part in parts], dim=1)
 
     def vector(self, block: Tensor) -> Vector:
         """Return the parameters of a block: the inverse of :meth:`block`."""
-        if self.unit_inputs:
-            return dict.fromkeys(self.parameters, block[0].T)
         g, o, _ = self.shape
         sizes = [math.prod(shape) for shape in self.parameters.values()]
         widths = [size // (g * o) for size in sizes]
-        parts = torch.split(block, widths, 2) if self.is_matrix else torch.split(block, sizes, 1)
+        parts = list(torch.split(block, widths, 2) if self.is_matrix else torch.split(block, sizes, 1))
+        if self.transposed:
+            parts[0] = parts[0].mT
         return {name: part.reshape(shape) for (name, shape), part in zip(self.parameters.items(), parts, strict=True)}
 
 
@@ -240,11 +243,11 @@ def _layers(used: Mapping[str, nn.Parameter], recorder: CallRecorder, more: Call
     for name in sorted(used, key=lambda name: name not in weights):
         calls = [recorder.calls[k] for k in numbers[name]]
         batch_dims = tuple(dim for dim in (dims[k] for k in numbers[name]) if dim is not None)
-        roles = {(call.kind, call.weight == name) for call in calls}
+        roles = {(call.kind, call.weight == name, call.transposed) for call in calls}
         known = same and name not in recorder.others | more.others and len(batch_dims) == len(calls)
         if name in done or not known or len(roles) != 1:
             continue
-        ((kind, is_weight),) = roles
+        ((kind, is_weight, _),) = roles
         group = [name]
         biases = {call.bias for call in calls} if is_weight else set()
         for bias in biases:
@@ -259,7 +262,7 @@ def _layers(used: Mapping[str, nn.Parameter], recorder: CallRecorder, more: Call
 
 def _batch_dim(call: Call, again: Call) -> int | None:
     """Return the dimension of the input that grew with the rows, the same in the output; None if there is no such."""
-    if (call.kind, call.weight, call.bias) != (again.kind, again.weight, again.bias):
+    if (call.kind, call.weight, call.bias, call.transposed) != (again.kind, again.weight, again.bias, again.transposed):
         return None
     x, more = call.input.shape, again.input.shape
     grown = [dim for dim in range(min(len(x), len(more))) if x[dim] != more[dim]]
@@ -278,16 +281,15 @@ def _layer(
 ) -> Layer:
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     first, size = next(iter(shapes.values())), sum(map(math.prod, shapes.values()))
-    if kind == "Embedding":
-        shape = 1, first[1], first[0]
-    elif kind in _MATRICES:
-        g = calls[0].arguments.get("groups", 1)
-        shape = g, first[0] // g, size // first[0]
+    transposed = (kind == "Embedding" or calls[0].transposed) and len(first) == 2
+    if kind in _MATRICES:
+        g, outputs_in_all = calls[0].arguments.get("groups", 1), first[1] if transposed else first[0]
+        shape = g, outputs_in_all // g, size // outputs_in_all
     else:
         shape, biased = (1, size, 1), False
     outputs = [math.prod(call.shape) // call.shape[dim] for call, dim in zip(calls, batch_dims, strict=True)]
     positions = sum(outputs) // (shape[0] * shape[1]) if kind in _MATRICES else 1
-    return Layer(next(iter(shapes)), kind, shapes, biased, shape, batch_dims, positions)
+    return Layer(next(iter(shapes)), kind, shapes, biased, shape, batch_dims, positions, transposed=transposed)
 
 
 def _columns(parameters: Mapping[str, nn.Parameter]) -> list[Layer]:

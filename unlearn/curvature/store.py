@@ -25,7 +25,7 @@ from unlearn.curvature.layers import Layer, patterns_of
 from unlearn.errors import CheckpointError, FolderError, InputError, StaleCurvatureError, did_you_mean, some
 from unlearn.ranks import on_first_rank
 
-FORMAT = 2
+FORMAT = 3
 _FACTORS = "factors.safetensors"
 _MANIFEST = "manifest.json"
 

@@ -36,7 +36,7 @@ def rows_at_once(layers: Sequence[Layer], batch_size: int) -> int:
     >>> rows_at_once([Layer("", "other", {"w": (2**20,)}, False, (1, 2**20, 1))], 512)
     32
     """
-    wide = [math.prod(layer.shape) for layer in layers if layer.unit_outputs]
+    wide = [math.prod(layer.shape) for layer in layers if layer.unit_outputs and not layer.is_matrix]
     wide += [layer.positions * layer.shape[2] for layer in layers if layer.unit_inputs]
     return max(1, min(batch_size, _BATCH_BYTES // (8 * max([1, *wide]))))
 
@@ -121,7 +121,8 @@ class Taps:
             parts = []
             for call, dim in zip(self._calls.get(layer.name, []), layer.batch_dims, strict=True):
                 d = next(raw)
-                parts.append(_gradients(layer, call, dim, outputs.new_zeros(call.shape) if d is None else d))
+                d = outputs.new_zeros(call.shape) if d is None else d.reshape(call.shape)
+                parts.append(_gradients(layer, call, dim, d))
             if layer.is_matrix:
                 found[layer.name] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
             elif parts:
@@ -155,8 +156,7 @@ def _inputs(layer: Layer, call: Call, dim: int, samples: slice) -> Tensor:
     x = call.input.movedim(dim, 0)[samples]
     g, weight = layer.shape[0], call.arguments["weight"]
     if call.kind == "Embedding":
-        patches = _unit_vectors(x.reshape(1, len(x), -1), len(weight), call.arguments.get("padding_idx"))
-        return patches.to(weight.dtype)
+        return _unit_vectors(x.reshape(1, len(x), -1), weight, call.arguments.get("padding_idx"))
     if call.kind == "Linear":
         patches = x.reshape(1, len(x), -1, x.shape[-1])
     else:
@@ -168,8 +168,9 @@ def _inputs(layer: Layer, call: Call, dim: int, samples: slice) -> Tensor:
     return ones if layer.weight is None else torch.cat([patches, ones], dim=3)
 
 
-def _unit_vectors(indices: Tensor, size: int, padding: int | None) -> Tensor:
-    found = F.one_hot(indices, size)
+def _unit_vectors(indices: Tensor, weight: Tensor, padding: int | None) -> Tensor:
+    """Return ones at the indices, in the weight's type: ``F.one_hot`` is int64, a vocabulary for each position."""
+    found = weight.new_zeros(*indices.shape, len(weight)).scatter_(-1, indices[..., None], 1)
     if padding is not None:
         found[..., padding] = 0
     return found

@@ -12,6 +12,7 @@ from unlearn.data.corruptions import (
 from unlearn.data.noise import pair_noise, symmetric_noise
 from unlearn.data.rows import DEFAULT_BATCH, Rows
 from unlearn.data.sources import load_data
+from unlearn.data.tokens import token_rows
 from unlearn.data.within_memory import within_memory
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "load_data",
     "pair_noise",
     "symmetric_noise",
+    "token_rows",
     "with_trigger",
     "within_memory",
 ]

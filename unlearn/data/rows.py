@@ -202,6 +202,11 @@ class Rows(Dataset[tuple[Inputs, Tensor]]):
                     )
         return inputs, self.labels[positions]
 
+    def texts(self, positions: Tensor) -> list[str] | None:
+        """Return what a person reads of rows that are made of texts; None where they are made of something else."""
+        words = getattr(self._source, "words", None)
+        return None if words is None else list(words(self._index[positions]))
+
     def batches(
         self,
         size: int = DEFAULT_BATCH,

@@ -58,3 +58,7 @@ class TokenisedTexts:
             return_tensors="pt",
         )
         return dict(found)
+
+    def words(self, positions: Tensor) -> list[str]:
+        """Return the texts themselves."""
+        return [self.texts[i] for i in positions.tolist()]

@@ -18,6 +18,7 @@ from unlearn.models.linear import linear
 from unlearn.models.mlp import mlp
 from unlearn.models.tinynet import tinynet
 from unlearn.models.torchvision_models import torchvision_model
+from unlearn.models.transformers_models import transformers_model
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
@@ -28,6 +29,9 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": partial(torchvision_model, "resnet18"),
     "vgg11_bn": partial(torchvision_model, "vgg11_bn"),
     "shufflenet_v2_x1_0": partial(torchvision_model, "shufflenet_v2_x1_0"),
+    "vit_b_16": partial(torchvision_model, "vit_b_16"),
+    "hf-sequence-classification": partial(transformers_model, "sequence-classification"),
+    "hf-causal-lm": partial(transformers_model, "causal-lm"),
 }
 
 
@@ -36,7 +40,8 @@ def build_model(name: str, *, seed: int = 0, **options: Any) -> nn.Module:
 
     Args:
         name: ``mlp``, ``cnn``, ``tinynet``, ``denoiser``, ``linear``; ``resnet18``, ``vgg11_bn``,
-            ``shufflenet_v2_x1_0`` (these need torchvision); or a user's own factory as ``module:function``.
+            ``shufflenet_v2_x1_0``, ``vit_b_16`` (these need torchvision); ``hf-sequence-classification``,
+            ``hf-causal-lm`` (transformers); or a user's own factory as ``module:function``.
         seed: seed of the initial weights.
         **options: passed to the factory.
 

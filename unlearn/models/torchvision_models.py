@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import nn
 
 from unlearn.errors import MissingExtraError
 
 
 def torchvision_model(name: str, channels: int = 3, classes: int = 10) -> nn.Module:
-    """Return a classifier of torchvision as it is there, without pretrained weights.
+    """Return a classifier of torchvision as it is there, without pretrained weights; its ``rebuild`` draws new ones.
 
     Args:
         name: of torchvision's factory, such as ``resnet18``.
@@ -36,4 +38,5 @@ def torchvision_model(name: str, channels: int = 3, classes: int = 10) -> nn.Mod
         first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
         first.in_channels = 1
         first.weight = nn.Parameter(first.weight.detach().sum(1, keepdim=True))
+    model.rebuild = partial(torchvision_model, name, channels, classes)  # type: ignore[assignment]
     return model

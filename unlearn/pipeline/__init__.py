@@ -2,6 +2,7 @@
 
 from unlearn.pipeline.certified import remove_certified, run_certified
 from unlearn.pipeline.detectors import DETECTORS
+from unlearn.pipeline.dry_run import DryRun, dry_run
 from unlearn.pipeline.plan import plan_run
 from unlearn.pipeline.run import Run
 from unlearn.pipeline.stages import (
@@ -9,6 +10,7 @@ from unlearn.pipeline.stages import (
     edit_units,
     report_stage,
     run_stages,
+    stages_of,
     suggestions_of,
     verify_stage,
     write_edit,
@@ -17,14 +19,17 @@ from unlearn.pipeline.stages import (
 
 __all__ = [
     "DETECTORS",
+    "DryRun",
     "Run",
     "check_has_stages",
+    "dry_run",
     "edit_units",
     "plan_run",
     "remove_certified",
     "report_stage",
     "run_certified",
     "run_stages",
+    "stages_of",
     "suggestions_of",
     "verify_stage",
     "write_edit",

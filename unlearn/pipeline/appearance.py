@@ -1,4 +1,4 @@
-"""How rows look to a person: as pictures where they are some, else as a line of text."""
+"""How rows look to a person: as pictures where they are some, as the text they are read from, else as numbers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from torch import Tensor
 
 from unlearn.data import Rows
 from unlearn.data.columns import column_names
-from unlearn.inputs import one_tensor
+from unlearn.errors import one_line
+from unlearn.inputs import named_tensors
 from unlearn.pipeline.run import Run
 
 SHOWN_COLUMNS = 4
 SHOWN_NUMBERS = 12
+SHOWN_CHARACTERS = 160
 EXTREMES = "the most extreme columns, in standard deviations from the training mean"
 
 
@@ -51,6 +53,8 @@ class Appearance:
     @cached_property
     def text_shows(self) -> str:
         """What the texts show."""
+        if self.data.texts(torch.arange(1)) is not None:
+            return "the text"
         return "the first numbers" if self._scale is None else EXTREMES
 
     @cached_property
@@ -69,9 +73,12 @@ class Appearance:
         return dict(zip(rows.ids, _inputs(rows).numpy(), strict=True))
 
     def texts(self, rows: Rows) -> dict[str, str]:
-        """Return a line for each row: of a table the most extreme columns, else the first numbers."""
+        """Return a line for each row: its text, of a table the most extreme columns, else the first numbers."""
         if not len(rows):
             return {}
+        written = rows.texts(torch.arange(len(rows)))
+        if written is not None:
+            return {row: one_line(text, SHOWN_CHARACTERS) for row, text in zip(rows.ids, written, strict=True)}
         lines = dict(zip(rows.ids, _inputs(rows), strict=True))
         if self._scale is None:
             return {row: _numbers(values) for row, values in lines.items()}
@@ -80,7 +87,8 @@ class Appearance:
 
 
 def _inputs(rows: Rows) -> Tensor:
-    return one_tensor(rows.batch(torch.arange(len(rows)))[0], "showing rows")
+    """Return the inputs; of several tensors the first."""
+    return next(iter(named_tensors(rows.batch(torch.arange(len(rows)))[0]).values()))
 
 
 def _extremes(z: Tensor, names: Sequence[str] | None) -> str:

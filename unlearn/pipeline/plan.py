@@ -24,6 +24,7 @@ from unlearn.data import Rows
 from unlearn.inputs import call_model
 from unlearn.pipeline.detectors import DETECTORS, FIT_COST
 from unlearn.pipeline.run import Run
+from unlearn.pipeline.stages import stages_of
 from unlearn.recipe import Recipe
 from unlearn.repair.method import SEGMENTS
 from unlearn.repair.newton_edit import FACTOR_SHARE, FINAL_SHARE, ITERATIONS, REPLAY_SHARE, sample_size
@@ -134,9 +135,13 @@ def plan_run(
     >>> [stage.name for stage in plan.stages], plan.advice
     (['train', 'detect', 'repair', 'verify'], ())
     """
-    run = Run(Path(folder), recipe, device)
+    return plan_of(Run(Path(folder), recipe, device), measure=measure)
+
+
+def plan_of(run: Run, *, measure: bool = True) -> RunPlan:
+    """Return what a run will cost; see :func:`plan_run`."""
     run.check()
-    model, rows = run.build(), run.data
+    recipe, model, rows = run.recipe, run.build(), run.data
     coverage = find_layers(model, rows)
     layers: tuple[dict[str, Any], ...] = tuple(
         {"name": la.name, "kind": la.kind, "form": la.form, "shape": list(la.shape), "bytes": factor_bytes(la)}
@@ -156,7 +161,7 @@ def plan_run(
         None if speed is None else speed.epoch,
         _stages(run, rows, weights, coverage, speed),
         memory,
-        shutil.disk_usage(_existing(Path(folder))).free,
+        shutil.disk_usage(_existing(run.folder)).free,
     )
 
 
@@ -227,7 +232,7 @@ def _stages(run: Run, rows: Rows, weights: int, coverage: Coverage, speed: Speed
     searched = sum(costs) - FIT_COST * max(0, fits - 1) if len(costs) == len(methods) else None
     repaired, how, decompositions = _repair_cost(recipe, rows)
     references = recipe.verify.references
-    return (
+    stages = (
         StagePlan(
             "train",
             epochs,
@@ -254,6 +259,8 @@ def _stages(run: Run, rows: Rows, weights: int, coverage: Coverage, speed: Speed
             f"{references} retrains and the coupled one" if references else "evidence only",
         ),
     )
+    run_here = stages_of(run)
+    return tuple(stage for stage in stages if stage.name in run_here)
 
 
 def _repair_cost(recipe: Recipe, rows: Rows) -> tuple[float, str, int]:

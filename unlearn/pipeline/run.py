@@ -79,6 +79,21 @@ class Run:
             FolderError: the folder holds a run already, or other files.
             UnlearnError: of a new run, what :meth:`check` refuses; no folder is made.
         """
+        run = cls.planned(folder, recipe, resume=resume, device=device)
+        stored = run.folder / "recipe.toml"
+        if not stored.exists():
+            run.check()
+            make_folder(run.folder)
+            write_atomically(stored, recipe.text.encode())
+        return run
+
+    @classmethod
+    def planned(cls, folder: str | Path, recipe: Recipe, *, resume: bool = False, device: str | None = None) -> Run:
+        """Return the run that :meth:`create` would make or take up; nothing is written, data and model not looked at.
+
+        Raises:
+            FolderError: the folder holds a run already, or other files.
+        """
         path = Path(folder)
         stored = path / "recipe.toml"
         if stored.exists():
@@ -92,12 +107,7 @@ class Run:
                 )
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FolderError(f"{str(path)!r} exists and is no run folder; choose a new or empty folder")
-        run = cls(path, recipe, device)
-        if not stored.exists():
-            run.check()
-            make_folder(path)
-            write_atomically(stored, recipe.text.encode())
-        return run
+        return cls(path, recipe, device)
 
     @classmethod
     def open(cls, folder: str | Path, *, device: str | None = None) -> Run:

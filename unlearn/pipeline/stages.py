@@ -21,6 +21,7 @@ from unlearn.checkpoint import save_checkpoint
 from unlearn.errors import InputError
 from unlearn.pipeline.appearance import Appearance
 from unlearn.pipeline.audit import AUDIT_FILE, audit_run
+from unlearn.pipeline.certified import ACCOUNT_FILE
 from unlearn.pipeline.detectors import DETECTORS
 from unlearn.pipeline.evidence import EVIDENCE_FILE, gather_evidence
 from unlearn.pipeline.flagged import write_flagged
@@ -296,6 +297,25 @@ def check_has_stages(recipe: Recipe) -> None:
             f"recipe {recipe.name!r} trains a certified head, which has no stages to detect or verify; run it with "
             "`unlearn recipe run`"
         )
+
+
+def stages_of(run: Run) -> dict[str, bool]:
+    """Return the stages that a run of this recipe has, in their order, and whether each is finished in its folder.
+
+    A certified head, and a rehearsal of requests behind the training, are stages of their own, each taken up where it
+    was left. Which stages come after the decisions is known when there are some; here they are taken to ask for a
+    change.
+    """
+    if run.recipe.certified is not None:
+        return {"certified": _has(run, ACCOUNT_FILE)}
+    finished = {stage: _has(run, marker) for stage, (_, marker) in _STAGES.items()}
+    if run.recipe.requests.rehearsal is not None:
+        return {"train": finished["train"], "rehearsal": False}
+    if not run.recipe.verify.shadows:
+        del finished["audit"]
+    if run.recipe.repair.states_changes:
+        del finished["detect"]
+    return finished
 
 
 def run_stages(run: Run, *, until: str = "report", tell: Callable[[str, float | None], None] | None = None) -> None:

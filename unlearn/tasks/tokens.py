@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from unlearn.data.tokens import IGNORED
 from unlearn.errors import InputError
 from unlearn.tasks.softmax import Classification
 from unlearn.tasks.task import check_finite, uniform
-
-IGNORED = -100
 
 
 class LanguageModelling:
@@ -65,8 +64,7 @@ class LanguageModelling:
 
     def output_gradient(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """(p - e_y) / positions."""
-        targets = F.one_hot(labels.clamp(min=0), outputs.shape[2])
-        return (outputs.softmax(2) - targets) * _shares(labels, outputs)[:, :, None]
+        return _minus_one_at(outputs.softmax(2), labels.clamp(min=0)) * _shares(labels, outputs)[:, :, None]
 
     def fisher_root(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The columns of each position's softmax, one position at a time: t times v columns."""
@@ -80,7 +78,7 @@ class LanguageModelling:
         """(p - e_s) / sqrt(positions): the Fisher of independent positions is the mean of theirs, not of its square."""
         u = uniform(outputs, seed, ids, "fisher-label", outputs.shape[1])
         drawn = torch.searchsorted(outputs.softmax(2).cumsum(2), u[:, :, None]).squeeze(2)
-        gradient = outputs.softmax(2) - F.one_hot(drawn.clamp(max=outputs.shape[2] - 1), outputs.shape[2])
+        gradient = _minus_one_at(outputs.softmax(2), drawn.clamp(max=outputs.shape[2] - 1))
         return gradient * _shares(labels, outputs).sqrt()[:, :, None]
 
     def fisher_product(self, outputs: Tensor, labels: Tensor, tangents: Tensor) -> Tensor:
@@ -93,6 +91,11 @@ class LanguageModelling:
         """Mean of KL(p_reference || p) over the positions that count."""
         p, q = reference.log_softmax(2), outputs.log_softmax(2)
         return (F.kl_div(q, p, reduction="none", log_target=True).sum(2) * _shares(labels, outputs)).sum(1)
+
+
+def _minus_one_at(probabilities: Tensor, tokens: Tensor) -> Tensor:
+    """Return p - e_y; a one-hot vocabulary of int64 for each position would take twice the memory of p."""
+    return probabilities.scatter_add(2, tokens[:, :, None], -torch.ones_like(probabilities[:, :, :1]))
 
 
 def _shares(labels: Tensor, like: Tensor) -> Tensor:
