@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unlearn.atomic import write_atomically
 from unlearn.curvature import conjugate_gradient, fit_curvature, gauss_newton, loss_gradient
 from unlearn.data import Rows, as_rows
-from unlearn.detect import harm, influence, self_influence
+from unlearn.detect import harm, influence, score_shards, self_influence
 from unlearn.errors import UnlearnError
 from unlearn.ranks import as_one_process, start_ranks, stop_ranks, this_rank
 from unlearn.training import BatchOrder, TrainingRecord
@@ -33,8 +33,8 @@ def problem() -> tuple[nn.Module, Rows]:
         return model, as_rows((torch.randn(ROWS, 1, 5, 5, dtype=torch.float64), torch.arange(ROWS) % 3))
 
 
-def found() -> dict[str, Tensor]:
-    """All that is shared out, by name."""
+def found(folder: Path) -> dict[str, Tensor]:
+    """All that is shared out, by name; what is written goes to a folder."""
     model, rows = problem()
     v = {name: torch.linspace(-1, 1, p.numel(), dtype=p.dtype).reshape(p.shape) for name, p in model.named_parameters()}
     results: dict[str, Tensor] = {}
@@ -49,6 +49,8 @@ def found() -> dict[str, Tensor]:
         results[f"{kind} self-influence"] = torch.tensor(
             self_influence(model, rows, curvature=curvature, damping=0.1, batch_size=2).values
         )
+    shards = score_shards("self-influence", model, rows, folder / "scores", curvature=curvature, shard_rows=2)
+    results["in shards"] = torch.tensor(shards.scores().values)
     results["exact Fisher"] = torch.tensor(fit_curvature(model, rows, fisher="exact").mean_eigenvalue)
     results["relative"] = torch.tensor(self_influence(model, rows, relative="gradient", batch_size=2).values)
     by_cg = self_influence(model, rows, solver="cg", damping=0.1)
@@ -112,7 +114,7 @@ def main(folder: Path, number: int) -> None:
     """Write what a rank found and was told; of a shared file the first rank's bytes stay."""
     os.environ["RANK"] = str(number)
     start_ranks()
-    rank, results, said = this_rank(), found(), refused()
+    rank, results, said = this_rank(), found(folder), refused()
     write_atomically(folder / "shared.txt", f"written by rank {rank}".encode())
     assert (folder / "shared.txt").exists()
     save_file(results, folder / f"found-{rank}.safetensors")

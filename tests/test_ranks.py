@@ -42,9 +42,9 @@ def left(tmp_path_factory):
     return folder
 
 
-def test_numbers_are_those_of_one_process(left):
+def test_numbers_are_those_of_one_process(left, tmp_path):
     """Rejects a shard that is not added up, added up twice, or divided by its own rows; and scores out of order."""
-    alone = ranks_worker.found()
+    alone = ranks_worker.found(tmp_path)
     every = [load_file(left / f"found-{rank}.safetensors") for rank in range(WORLD)]
     for name, expected in alone.items():
         for found in every:

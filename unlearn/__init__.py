@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from unlearn.data import as_rows as as_rows
     from unlearn.data import corrupt_inputs as corrupt_inputs
     from unlearn.data import load_data as load_data
+    from unlearn.data import mapped_rows as mapped_rows
     from unlearn.data import pair_noise as pair_noise
     from unlearn.data import symmetric_noise as symmetric_noise
     from unlearn.data import with_trigger as with_trigger
     from unlearn.detect import Scores as Scores
+    from unlearn.detect import ScoreShards as ScoreShards
     from unlearn.detect import datamodel_retrains as datamodel_retrains
     from unlearn.detect import duplicate_scores as duplicate_scores
     from unlearn.detect import estimate_cutoff as estimate_cutoff
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from unlearn.detect import out_of_sample as out_of_sample
     from unlearn.detect import out_of_sample_logits as out_of_sample_logits
     from unlearn.detect import outlier_gradients as outlier_gradients
+    from unlearn.detect import score_shards as score_shards
     from unlearn.detect import self_influence as self_influence
     from unlearn.detect import suggest_labels as suggest_labels
     from unlearn.detect import top_influence as top_influence
@@ -96,11 +99,13 @@ _ROOMS = {
         "as_rows",
         "corrupt_inputs",
         "load_data",
+        "mapped_rows",
         "pair_noise",
         "symmetric_noise",
         "with_trigger",
     ),
     "unlearn.detect": (
+        "ScoreShards",
         "Scores",
         "datamodel_retrains",
         "duplicate_scores",
@@ -119,6 +124,7 @@ _ROOMS = {
         "out_of_sample",
         "out_of_sample_logits",
         "outlier_gradients",
+        "score_shards",
         "self_influence",
         "suggest_labels",
         "top_influence",

@@ -73,6 +73,14 @@ class TableOptions(ColumnOptions):
     folder: str | None = None
 
 
+class MappedOptions(SourceOptions):
+    """A safetensors file of rows that stays on the disk; see :func:`unlearn.data.mapped.mapped_rows`."""
+
+    path: str
+    test: str | None = None
+    label: str = "labels"
+
+
 class HubOptions(ColumnOptions):
     """A Hugging Face data set: a name on the Hub, a folder of its files, or a folder that ``save_to_disk`` wrote."""
 
@@ -92,6 +100,7 @@ SOURCE_OPTIONS: dict[str, type[SourceOptions]] = {
     "food101": TorchvisionOptions,
     "table": TableOptions,
     "hub": HubOptions,
+    "safetensors": MappedOptions,
 }
 
 

@@ -18,6 +18,8 @@ def detect(run_folder: str, method: str | None, top: int, device: str | None, as
 
     Suggested labels come from training trajectory and model, never from the
     truth. How many rows to act on is estimated, and written to decisions.csv.
+    Scores of more than 65,536 rows are written in shards as they come; after
+    a kill, the same command takes up at the shard that it was in.
 
     \b
     Example: unlearn detect runs/digits --top 10

@@ -166,6 +166,18 @@ class Block:
         """S = U_S diag(lambda_S) U_S^T, shape (g, o, o); None for a diagonal."""
         return _factor(self.basis.outputs, self.output_eigenvalues)
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What it is made of, by name; what is None is left out."""
+        parts = {
+            "eigenvalues": self.eigenvalues,
+            "input_basis": self.basis.inputs,
+            "output_basis": self.basis.outputs,
+            "input_eigenvalues": self.input_eigenvalues,
+            "output_eigenvalues": self.output_eigenvalues,
+        }
+        return {name: tensor for name, tensor in parts.items() if tensor is not None}
+
     def matvec(self, block: Tensor) -> Tensor:
         """Return the curvature times a block (g, o, i)."""
         return self.basis.rotate_back(self.basis.rotate(block) * self.eigenvalues)

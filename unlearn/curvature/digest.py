@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from unlearn.data import Rows
 from unlearn.ranks import ranks_agree, world_size
+
+if TYPE_CHECKING:
+    from unlearn.curvature.curvature import Curvature
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -26,6 +31,17 @@ def weights_digest(model: nn.Module) -> str:
             flat = value.detach().cpu().contiguous().reshape(-1)
             total.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
             total.update(flat.view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def curvature_digest(curvature: Curvature) -> str:
+    """Return the sha256 of what a curvature is: weights, rows, options and the bytes of its factors, as hex."""
+    about = [curvature.weights_digest, curvature.data_fingerprint, curvature.options]
+    total = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, block in curvature.blocks.items():
+        for part, tensor in block.tensors.items():
+            total.update(f"{name}\0{part}\0{tensor.dtype}\0".encode())
+            total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 

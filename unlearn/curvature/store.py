@@ -43,7 +43,7 @@ def _save(curvature: Curvature, folder: Path) -> None:
     tensors = {
         f"{name}:{part}": tensor.contiguous()
         for name, block in curvature.blocks.items()
-        for part, tensor in _tensors(block).items()
+        for part, tensor in block.tensors.items()
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,17 +133,6 @@ def load_curvature(
     if tensors:
         raise CheckpointError(f"{path} has tensors of no layer: {some(tensors)}; fit the curvature again")
     return curvature
-
-
-def _tensors(block: Block) -> dict[str, Tensor]:
-    parts = {
-        "eigenvalues": block.eigenvalues,
-        "input_basis": block.input_basis,
-        "output_basis": block.output_basis,
-        "input_eigenvalues": block.input_eigenvalues,
-        "output_eigenvalues": block.output_eigenvalues,
-    }
-    return {name: tensor for name, tensor in parts.items() if tensor is not None}
 
 
 def _shapes(layer: Layer, kind: str) -> dict[str, tuple[int, ...]]:

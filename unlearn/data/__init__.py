@@ -9,6 +9,7 @@ from unlearn.data.corruptions import (
     corrupt_inputs,
     with_trigger,
 )
+from unlearn.data.mapped import mapped_rows
 from unlearn.data.noise import pair_noise, symmetric_noise
 from unlearn.data.rows import DEFAULT_BATCH, Rows
 from unlearn.data.sources import load_data
@@ -25,6 +26,7 @@ __all__ = [
     "as_rows",
     "corrupt_inputs",
     "load_data",
+    "mapped_rows",
     "pair_noise",
     "symmetric_noise",
     "token_rows",

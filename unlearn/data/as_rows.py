@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ _INPUT_COLUMNS = ("input", "inputs", "image", "img", "x", "features", "pixel_val
 _TOKEN_COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
 _LABEL_COLUMNS = ("label", "labels", "target", "y")
 _PROBED = 16
+_READ_ROWS = 8192
 
 
 class _DatasetSource:
@@ -47,6 +48,29 @@ class _DatasetSource:
         if isinstance(value, tuple) and all(isinstance(part, Tensor) for part in value):
             return value
         return _as_tensor(value, row, "input", self.name)
+
+
+class _TableSource:
+    """Inputs in columns of a table that gives many rows at once, as Hugging Face's does, mapped from the disk."""
+
+    def __init__(self, table: Any, columns: str | Sequence[str], name: str) -> None:
+        self.columns = columns
+        self.table = table.select_columns([columns] if isinstance(columns, str) else list(columns))
+        self.name = name
+
+    def inputs(self, positions: Tensor) -> Inputs:
+        """Return the inputs at these positions, stacked."""
+        rows = positions.tolist()
+        found = self.table[rows]
+        parts = {column: _stacked(values, rows, column, self.name) for column, values in found.items()}
+        return parts[self.columns] if isinstance(self.columns, str) else parts
+
+
+def _stacked(values: Any, rows: Sequence[int], column: str, name: str) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
+    cells = [_as_tensor(value, row, f"column {column!r}", name) for row, value in zip(rows, values, strict=True)]
+    return _stack(cells, rows, f"column {column!r}", name)
 
 
 def as_rows(
@@ -147,7 +171,8 @@ def _from_dataset(
     classes: int | None,
     name: str,
 ) -> Rows:
-    if hasattr(data, "with_format") and hasattr(data, "column_names"):
+    table = hasattr(data, "with_format") and hasattr(data, "select_columns")
+    if table:
         data = data.with_format("torch")
     first = data[0]
     if isinstance(first, Mapping):
@@ -164,30 +189,43 @@ def _from_dataset(
         x, y = 0, 1
     else:
         raise InputError(f"items of {name} are {type(first).__name__}; give (input, label) pairs or dictionaries")
-    source = _DatasetSource(data, x, name)
+    source = _TableSource(data, x, name) if table and not isinstance(x, int) else _DatasetSource(data, x, name)
     for i in range(min(_PROBED, len(data))):
-        once, again = (named_tensors(source.input(i)) for _ in range(2))
+        once, again = (named_tensors(source.inputs(torch.tensor([i]))) for _ in range(2))
         if any(not torch.equal(once[key].nan_to_num(), again[key].nan_to_num()) for key in once):
             raise InputError(
                 f"row {i} of {name} read twice gives two values: a random transform; scores and edits need the same "
                 "input each time, so pass the data without augmentation"
             )
-    labels = []
-    names: list[str] = []
-    for i in range(len(data)):
-        row = data[i]
-        labels.append(_as_tensor(row[y], i, "label", name))
-        if id_column is not None:
-            value = row[id_column]
-            names.append(str(value.item() if isinstance(value, Tensor) else value))
+    if table:
+        labels = torch.cat([_stacked(part, rows, str(y), name) for rows, part in _parts(data, str(y))])
+        names = None if id_column is None else [_text(v) for _, part in _parts(data, id_column) for v in part]
+    else:
+        items = (data[i] for i in range(len(data)))
+        pairs = [(row[y], None if id_column is None else _text(row[id_column])) for row in items]
+        cells = [_as_tensor(value, i, "label", name) for i, (value, _) in enumerate(pairs)]
+        labels = _stack(cells, range(len(data)), "labels", name)
+        names = None if id_column is None else [str(row) for _, row in pairs]
     return Rows.from_source(
         source,
-        _stack(labels, range(len(data)), "labels", name),
+        labels,
         length=len(data),
-        ids=names if id_column is not None else ids,
+        ids=ids if names is None else names,
         classes=classes,
         name=name,
     )
+
+
+def _parts(table: Any, column: str) -> Iterator[tuple[range, Any]]:
+    """Yield row numbers and values of a column, some rows at a time."""
+    alone = table.select_columns([column])
+    for start in range(0, len(table), _READ_ROWS):
+        rows = range(start, min(start + _READ_ROWS, len(table)))
+        yield rows, alone[start : rows.stop][column]
+
+
+def _text(value: Any) -> str:
+    return str(value.item() if isinstance(value, Tensor) else value)
 
 
 def _as_tensor(value: Any, row: int, what: str, name: str) -> Tensor:

@@ -347,7 +347,7 @@ def _joined(rows: Rows, more: Rows, ids: tuple[str, ...], labels: Tensor, truth:
         _Joined(rows, more),
         torch.cat([rows.labels, labels.to(rows.labels)]),
         length=len(rows) + len(more),
-        ids=rows.ids + ids,
+        ids=(*rows.ids, *ids),
         classes=rows.classes,
         name=rows.name,
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unlearn.data import draws
+from unlearn.data.row_ids import RowNumbers, repeated, text_order
 from unlearn.errors import InputError, RowNotFoundError, some
 from unlearn.inputs import Inputs, map_tensors, named_tensors, row_count
 
@@ -43,7 +44,7 @@ class Rows(Dataset[tuple[Inputs, Tensor]]):
     """A data set whose rows have ids. Views share the source: nothing but index and labels is held.
 
     Attributes:
-        ids: row ids, unique strings, shape (n,).
+        ids: row ids, unique strings, shape (n,): a tuple, or :class:`unlearn.data.row_ids.RowNumbers`.
         labels: given labels; int64 of shape (n,) for classes, int64 of shape (n, positions) for tokens, float of shape
             (n,) or (n, outputs) for regression.
         truth: true labels where they are known (label noise was added), used for scoring only; else None.
@@ -68,7 +69,7 @@ class Rows(Dataset[tuple[Inputs, Tensor]]):
     ) -> None:
         self._source = source
         self._index = index
-        self.ids = tuple(ids)
+        self.ids: Sequence[str] = ids if isinstance(ids, RowNumbers) else tuple(ids)
         self.labels = labels
         self.truth = truth
         self.classes = classes
@@ -115,15 +116,14 @@ class Rows(Dataset[tuple[Inputs, Tensor]]):
             raise InputError(
                 f"{name} has {length} inputs and {len(labels)} labels; give one label for each of >= 1 rows"
             )
-        names = tuple(str(i) for i in range(length)) if ids is None else tuple(str(i) for i in ids)
+        names: Sequence[str] = RowNumbers(np.arange(length)) if ids is None else ids
+        if not isinstance(names, RowNumbers):
+            names = tuple(map(str, names))
         if len(names) != length:
             raise InputError(f"{name} has {length} rows and {len(names)} ids; give one id for each row")
-        if len(set(names)) != length:
-            seen: set[str] = set()
-            twice = [i for i in names if i in seen or seen.add(i)]  # type: ignore[func-returns-value]
-            raise InputError(
-                f"ids of {name} are not unique: {some(dict.fromkeys(twice))} named twice; make each id unique"
-            )
+        twice = repeated(names)
+        if twice:
+            raise InputError(f"ids of {name} are not unique: {some(twice)} named twice; make each id unique")
         if labels.is_floating_point():
             if classes is not None:
                 raise InputError(
@@ -165,7 +165,7 @@ class Rows(Dataset[tuple[Inputs, Tensor]]):
         return {row: i for i, row in enumerate(self.ids)}
 
     def __contains__(self, row: object) -> bool:
-        return row in self._position
+        return row in (self.ids if isinstance(self.ids, RowNumbers) else self._position)
 
     def positions(self, ids: Iterable[str]) -> Tensor:
         """Return the positions of these ids, in their order.
@@ -175,15 +175,19 @@ class Rows(Dataset[tuple[Inputs, Tensor]]):
             InputError: an id is named twice.
         """
         wanted = [ids] if isinstance(ids, str) else list(ids)
-        missing = [row for row in wanted if row not in self._position]
-        if missing:
+        if isinstance(self.ids, RowNumbers):
+            found = self.ids.find(wanted)
+        else:
+            found = [self._position.get(row, -1) for row in wanted]
+        if -1 in found:
+            missing = [row for row, position in zip(wanted, found, strict=True) if position < 0]
             raise RowNotFoundError(
                 f"{len(missing)} of {len(wanted)} ids not in {self.name}: {some(map(repr, missing))}; "
                 f"its ids look like {self.ids[0]!r}"
             )
         if len(set(wanted)) != len(wanted):
             raise InputError(f"{len(wanted) - len(set(wanted))} ids are named twice; name each row once")
-        return torch.tensor([self._position[row] for row in wanted], dtype=torch.long)
+        return torch.tensor(found, dtype=torch.long)
 
     def batch(self, positions: Tensor) -> tuple[Inputs, Tensor]:
         """Return inputs and labels at these positions.
@@ -223,10 +227,15 @@ class Rows(Dataset[tuple[Inputs, Tensor]]):
 
     def at(self, positions: Tensor) -> Rows:
         """Return the view of the rows at these positions, in their order."""
+        ids: Sequence[str]
+        if isinstance(self.ids, RowNumbers):
+            ids = self.ids.at(positions.numpy())
+        else:
+            ids = [self.ids[i] for i in positions.tolist()]
         return Rows(
             self._source,
             self._index[positions],
-            [self.ids[i] for i in positions.tolist()],
+            ids,
             self.labels[positions],
             truth=None if self.truth is None else self.truth[positions],
             classes=self.classes,
@@ -291,7 +300,10 @@ class Rows(Dataset[tuple[Inputs, Tensor]]):
     @cached_property
     def digests(self) -> dict[str, bytes]:
         """sha256 of each row's id, input (type, shape, bytes) and given label, by id."""
-        out: dict[str, bytes] = {}
+        return {self.ids[position]: digest for position, digest in self._row_digests()}
+
+    def _row_digests(self) -> Iterator[tuple[int, bytes]]:
+        """Yield position and digest of each row, in order."""
         for positions, inputs, labels in self.batches(1024):
             parts = dict(sorted(named_tensors(inputs).items()))
             kind = "".join(f"{name}{part.dtype}{tuple(part.shape[1:])}" for name, part in parts.items())
@@ -300,15 +312,17 @@ class Rows(Dataset[tuple[Inputs, Tensor]]):
             for k, position in enumerate(positions.tolist()):
                 row = self.ids[position].encode()
                 head = struct.pack("<I", len(row)) + row + kind.encode()
-                out[self.ids[position]] = hashlib.sha256(head + b"".join(c[k].tobytes() for c in contents)).digest()
-        return out
+                yield position, hashlib.sha256(head + b"".join(c[k].tobytes() for c in contents)).digest()
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of contents and ids, as hex; the same for any order of the rows."""
+        found = np.empty((len(self), hashlib.sha256().digest_size), dtype=np.uint8)
+        for position, digest in self._row_digests():
+            found[position] = np.frombuffer(digest, dtype=np.uint8)
         total = hashlib.sha256(b"unlearn-rows-1")
-        for row in sorted(self.digests):
-            total.update(self.digests[row])
+        for some_rows in np.array_split(text_order(self.ids), len(self) // 65536 + 1):
+            total.update(found[some_rows].tobytes())
         return total.hexdigest()
 
 

@@ -15,10 +15,18 @@ import torch
 from torch import Tensor
 
 from unlearn.data.as_rows import as_rows
+from unlearn.data.mapped import mapped_rows
 from unlearn.data.rows import Rows
 from unlearn.data.splits import split_positions
 from unlearn.errors import InputError, MissingExtraError, did_you_mean
-from unlearn.source_options import SOURCE_OPTIONS, SourceOptions, TableOptions, TorchvisionOptions, check_options
+from unlearn.source_options import (
+    SOURCE_OPTIONS,
+    MappedOptions,
+    SourceOptions,
+    TableOptions,
+    TorchvisionOptions,
+    check_options,
+)
 
 Split = Literal["train", "test", "all"]
 
@@ -74,8 +82,9 @@ def load_data(
             1 x 8 x 8, scaled to [0, 1]) or ``breast-cancer`` (569 rows of 30 columns, standardised by mean and
             deviation of the training rows); the last two need scikit-learn. ``mnist``, ``fashion-mnist``,
             ``cifar10``, ``svhn``, ``flowers102`` and ``food101`` are read from a folder by torchvision.
-            ``table`` is a CSV, JSON Lines or Parquet file, ``hub`` a Hugging Face data set. A function of
-            your own is ``module:function``; it is called with the split and the options and returns anything
+            ``table`` is a CSV, JSON Lines or Parquet file, ``hub`` a Hugging Face data set, ``safetensors`` a
+            file of tensors that stays on the disk. A function of your own is
+            ``module:function``; it is called with the split and the options and returns anything
             :func:`unlearn.as_rows` takes.
         split: ``train``, ``test`` or ``all``: the split that the data comes with, or 80 % and 20 % of the rows.
         split_seed: decides which rows are test rows, by row id, where the data comes without a split; not passed to a
@@ -126,9 +135,27 @@ def _read(name: str, split: Split, split_seed: int, options: SourceOptions) -> R
         from unlearn.data.tables import table_rows
 
         return table_rows(split, split_seed, options)
+    if isinstance(options, MappedOptions):
+        return _split_mapped(split, split_seed, options)
     from unlearn.data.hub import hub_rows
 
     return hub_rows(split, split_seed, options)  # type: ignore[arg-type]
+
+
+def _split_mapped(split: Split, split_seed: int, options: MappedOptions) -> Rows:
+    """Return rows of one file, split by id, or of two: row numbers of the second go on from the first."""
+    path = Path(options.path).expanduser()
+    rows = mapped_rows(path, label=options.label)
+    if options.test is None:
+        return rows if split == "all" else rows.at(split_positions(rows.ids, split_seed)[split])
+    if split == "all":
+        raise InputError(
+            f"{str(path)!r} has a file of test rows beside it, so there is no split 'all'; take one of two"
+        )
+    test = mapped_rows(Path(options.test).expanduser(), label=options.label, first=len(rows))
+    classes = None if rows.classes is None else max(rows.classes, test.classes or 0)
+    rows.classes = test.classes = classes
+    return rows if split == "train" else test
 
 
 def _own(name: str, split: Split, options: Mapping[str, Any]) -> Rows:

@@ -18,6 +18,8 @@ from unlearn.detect.pseudo_labels import PseudoLabelled, head_and_features, pseu
 from unlearn.detect.quality import decision_quality, found_curve, ranking_quality, wrong_rows
 from unlearn.detect.scores import Scores, read_column
 from unlearn.detect.self_influence import self_influence
+from unlearn.detect.shard_files import ScoreShards
+from unlearn.detect.shards import score_shards
 from unlearn.detect.sketch_index import Sketches, join_sketches
 from unlearn.detect.sketches import gradient_sketches
 from unlearn.detect.suggestions import suggest_labels
@@ -32,6 +34,7 @@ __all__ = [
     "InfluentialRow",
     "LayerScores",
     "PseudoLabelled",
+    "ScoreShards",
     "Scores",
     "Sketches",
     "TopInfluence",
@@ -61,6 +64,7 @@ __all__ = [
     "pseudo_label",
     "ranking_quality",
     "read_column",
+    "score_shards",
     "self_influence",
     "suggest_labels",
     "top_influence",

@@ -136,7 +136,7 @@ def datamodel_retrains(
         "format": FORMAT,
         "rows": rows.fingerprint,
         "queries": query_rows.fingerprint,
-        "query_order": sha256_of_text(canonical_json(query_rows.ids)),
+        "query_order": sha256_of_text(canonical_json(tuple(query_rows.ids))),
         "settings": dataclasses.asdict(settings),
         "task": the_task.name,
         "share": share,
@@ -163,7 +163,7 @@ def datamodel_retrains(
         masks[k, positions] = True
     epochs = settings.epochs * repeats * subsets * count / len(rows)
     trained = repeats * max(0, subsets - before)
-    return Datamodels(rows.ids, query_rows.ids, masks, torch.stack(done[:subsets]), epochs, trained)
+    return Datamodels(tuple(rows.ids), tuple(query_rows.ids), masks, torch.stack(done[:subsets]), epochs, trained)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,7 +28,7 @@ class LayerScores:
     ([('a', 4.0)], {'0': 1.0, '2': 3.0})
     """
 
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     layers: tuple[str, ...]
     values: npt.NDArray[np.float64]
     method: str

@@ -97,7 +97,7 @@ def pseudo_label(
     known = rows if rows.truth is not None else rows.with_truth(rows.labels)
     return PseudoLabelled(
         rows=known.relabelled(dict(zip(unlabelled.ids, labels.tolist(), strict=True))),
-        ids=unlabelled.ids,
+        ids=tuple(unlabelled.ids),
         labeller=labeller,
         doubt=Scores(unlabelled.ids, (1 - sure).numpy(), "labeller-doubt", {"labelled": labelled, "seed": seed}),
     )

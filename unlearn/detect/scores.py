@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unlearn.atomic import write_atomically
+from unlearn.data.row_ids import repeated, text_order
 from unlearn.errors import InputError
 
 HEADER = "# unlearn scores 1"
@@ -33,7 +34,7 @@ class Scores:
     [('b', 2.0), ('c', 1.0)]
     """
 
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     values: npt.NDArray[np.float64]
     method: str
     options: Mapping[str, object] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class Scores:
             raise InputError(
                 f"{len(self.ids)} ids and values of shape {self.values.shape}; give one value for each row"
             )
-        if len(set(self.ids)) != len(self.ids):
+        if repeated(self.ids):
             raise InputError(f"ids of score {self.method!r} are not unique; give one value for each row")
         bad = np.flatnonzero(~np.isfinite(self.values))
         if len(bad):
@@ -57,7 +58,7 @@ class Scores:
 
     def order(self) -> npt.NDArray[np.int64]:
         """Positions from the most to the least suspicious row; equal values in the order of their ids."""
-        by_id = np.argsort(np.array(self.ids), kind="stable")
+        by_id = text_order(self.ids)
         return by_id[np.argsort(-self.values[by_id], kind="stable")]
 
     def top(self, k: int) -> list[tuple[str, float]]:

@@ -122,7 +122,7 @@ def gradient_sketches(
         sketch = _compressed(gradients, layers, roots, sums).double()
         norms = sketch.norm(dim=1, keepdim=True)
         values[positions] = (sketch / norms.where(norms != 0, 1)).float().cpu()
-    return Sketches(rows.ids, values, options)
+    return Sketches(tuple(rows.ids), values, options)
 
 
 def _entries(layer: Layer) -> int:

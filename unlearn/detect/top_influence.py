@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unlearn.curvature import Curvature
 from unlearn.data import DEFAULT_BATCH
+from unlearn.data.row_ids import text_order
 from unlearn.detect.influence import DEFAULT_QUERY_BATCH, InfluencePair
 from unlearn.detect.relative import Relative
 from unlearn.errors import InputError
@@ -94,7 +95,7 @@ def top_influence(
     )
     if not 1 <= k <= len(pair.rows):
         raise InputError(f"k is {k} and there are {len(pair.rows)} rows; give a number from 1 to {len(pair.rows)}")
-    by_id = np.argsort(np.array(pair.rows.ids), kind="stable")
+    by_id = text_order(pair.rows.ids)
     rank = torch.from_numpy(np.argsort(by_id))
     ends: list[list[_Largest]] = [[], []]
     for some_queries, tiles in pair.tiles():
@@ -111,7 +112,7 @@ def top_influence(
         )
         for side in ends
     )
-    return TopInfluence(pair.queries.ids, harmful_ids, harmful_values, helpful_ids, -helpful_values)
+    return TopInfluence(tuple(pair.queries.ids), harmful_ids, harmful_values, helpful_ids, -helpful_values)
 
 
 class _Largest:

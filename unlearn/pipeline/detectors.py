@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from unlearn import detect
 from unlearn.detect import Scores
 from unlearn.detect.damped_solver import FIT_EPOCHS
 from unlearn.detect.outlier_gradients import OutlierDetector
+from unlearn.detect.shards import ROW_SCORES, SHARD_ROWS, score_shards
 from unlearn.errors import InputError
 from unlearn.pipeline.run import Run
 
@@ -43,23 +45,19 @@ def _margin_trajectory(run: Run) -> Scores:
     return detect.margin_trajectory(run.trajectory, run.data)
 
 
-def _loss(run: Run) -> Scores:
-    model, record = run.original
-    return detect.loss(model, run.data, task=record.task)
+def _row_by_row(method: str) -> Callable[[Run], Scores]:
+    """Return a score that goes row by row; of many rows it is written in shards, in the folder ``scores-<method>``."""
 
+    def score(run: Run) -> Scores:
+        model, record = run.original
+        options: dict[str, Any] = {"task": record.task}
+        if method != "loss":
+            options |= {"curvature": run.curvature(), "weight_decay": record.weight_decay}
+        if len(run.data) > SHARD_ROWS:
+            return score_shards(method, model, run.data, run.folder / f"scores-{method}", **options).scores()
+        return ROW_SCORES[method](model, run.data, **options)
 
-def _self_influence(run: Run) -> Scores:
-    model, record = run.original
-    return detect.self_influence(
-        model, run.data, curvature=run.curvature(), weight_decay=record.weight_decay, task=record.task
-    )
-
-
-def _gif(run: Run) -> Scores:
-    model, record = run.original
-    return detect.gif_scores(
-        model, run.data, curvature=run.curvature(), weight_decay=record.weight_decay, task=record.task
-    )
+    return score
 
 
 def _outlier_gradients(detector: OutlierDetector) -> Callable[[Run], Scores]:
@@ -82,9 +80,9 @@ def _out_of_sample(run: Run) -> Scores:
 
 DETECTORS: Mapping[str, Detector] = {
     "margin-trajectory": Detector(_margin_trajectory, 0.0),
-    "loss": Detector(_loss, 1 / 3),
-    "self-influence": Detector(_self_influence, FIT_COST + 1),
-    "gif": Detector(_gif, FIT_COST + 1),
+    "loss": Detector(_row_by_row("loss"), 1 / 3),
+    "self-influence": Detector(_row_by_row("self-influence"), FIT_COST + 1),
+    "gif": Detector(_row_by_row("gif"), FIT_COST + 1),
     "outlier-gradients": Detector(_outlier_gradients("isolation-forest")),
     "outlier-gradients-l1": Detector(_outlier_gradients("l1")),
     "outlier-gradients-l2": Detector(_outlier_gradients("l2")),

@@ -161,7 +161,7 @@ def compare_models(
 def _measured(
     models: Compared[nn.Module], labelled: Labelled, named: Mapping[str, str], tolerance: float, seed: int
 ) -> Verdict:
-    groups = {name: (_group(name, rows, wanted, models), rows.ids) for name, (rows, wanted) in labelled.items()}
+    groups = {name: (_group(name, rows, wanted, models), tuple(rows.ids)) for name, (rows, wanted) in labelled.items()}
     tables = {name: row_table(group, ids) for name, (group, ids) in groups.items()}
     verdict = decide_groups([group for group, _ in groups.values()], tolerance=tolerance, seed=seed)
     first, table = next(iter(tables.items()))
