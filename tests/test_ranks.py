@@ -168,3 +168,21 @@ def test_spans_cover_all_rows_once(monkeypatch):
 def test_the_dearest_tasks_are_shared_out(monkeypatch):
     monkeypatch.setattr(ranks, "_job", ranks._Job(0, 2, None, None))
     assert ranks.owners([1.0, 8.0, 2.0, 5.0]) == [1, 0, 1, 1]
+
+
+def test_sharded_weights_are_refused():
+    """In one line that says how to gather them; rejects a crash where their bytes are read."""
+    from torch import distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from unlearn.curvature import fit_curvature
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = torch.nn.Linear(2, 2)
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(InputError, match="'bias' is sharded over ranks"):
+            fit_curvature(model, (torch.eye(2), torch.tensor([0, 1])))
+    finally:
+        dist.destroy_process_group()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn.data import Rows
+from unlearn.errors import InputError
 from unlearn.ranks import ranks_agree, world_size
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 def weights_digest(model: nn.Module) -> str:
     """Return the sha256 of names, types, shapes and bytes of the model's state, as hex.
 
+    Raises:
+        InputError: weights are sharded over ranks.
+
     >>> model = nn.Linear(2, 1)
     >>> before = weights_digest(model)
     >>> _ = model.weight.data.add_(1)
@@ -27,6 +31,11 @@ def weights_digest(model: nn.Module) -> str:
     """
     total = hashlib.sha256(b"unlearn-weights-1")
     for name, value in sorted(model.state_dict().items()):
+        if hasattr(value, "full_tensor"):
+            raise InputError(
+                f"{name!r} is sharded over ranks, and curvature and scores need whole weights on each: gather with "
+                "torch.distributed.checkpoint.state_dict.get_model_state_dict, into a plain model"
+            )
         if isinstance(value, Tensor):
             flat = value.detach().cpu().contiguous().reshape(-1)
             total.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())

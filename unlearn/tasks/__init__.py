@@ -1,12 +1,13 @@
 """Losses with their curvature in output space, by name."""
 
+from unlearn.data.tokens import IGNORED
 from unlearn.errors import InputError, did_you_mean, some
 from unlearn.tasks.own_loss import OwnLoss
 from unlearn.tasks.sigmoid import Sigmoid
 from unlearn.tasks.softmax import Classification, kl_divergence, margins, phi
 from unlearn.tasks.squared import Regression
 from unlearn.tasks.task import Task
-from unlearn.tasks.tokens import IGNORED, LanguageModelling
+from unlearn.tasks.tokens import LanguageModelling
 
 __all__ = [
     "IGNORED",
