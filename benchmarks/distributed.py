@@ -147,9 +147,8 @@ def main(words: list[str]) -> None:
         print(f"| {stage} | {one:.2f} | {two:.2f} | {beside:.2f} | {one / two:.2f} | {by_round} | ", end="")
         print(f"{RANKS * one / beside:.2f} |")
     print(f"\nLoad average after each of one and two: {', '.join(f'{load:.2f}' for load in loads)}.\n")
-    print(
-        f"Largest difference of two ranks from one process, by the largest value, {COMPARED:,} rows:\n\n| | |\n|---|---|"
-    )
+    print(f"Largest difference of two ranks from one process, by the largest value, {COMPARED:,} rows:")
+    print("\n| | |\n|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{ranks}.safetensors" for ranks in (1, RANKS)]
         for ranks, file in zip((1, RANKS), files, strict=True):
