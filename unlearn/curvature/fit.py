@@ -78,8 +78,8 @@ def fit_curvature(
     rows, loss = as_rows(data), get_task(task)
     skip = patterns_of(skip)
     check_ranks(model, rows)
-    layers, uncovered = find_layers(model, rows, skip)
     digest = weights_digest(model)
+    layers, uncovered = find_layers(model, rows, skip)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     keep = _KEEP_BYTES if kind == "ekfac" and weights <= _KEEP_WEIGHTS else 0
     options = {
