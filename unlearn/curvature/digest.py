@@ -6,9 +6,9 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
+from unlearn.checkpoint.digests import raw_bytes
 from unlearn.data import Rows
 from unlearn.errors import InputError
 from unlearn.ranks import ranks_agree, world_size
@@ -37,9 +37,8 @@ def weights_digest(model: nn.Module) -> str:
                 "torch.distributed.checkpoint.state_dict.get_model_state_dict, into a plain model"
             )
         if isinstance(value, Tensor):
-            flat = value.detach().cpu().contiguous().reshape(-1)
             total.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-            total.update(flat.view(torch.uint8).numpy().data)
+            total.update(raw_bytes(value).numpy().data)
     return total.hexdigest()
 
 
@@ -50,7 +49,7 @@ def curvature_digest(curvature: Curvature) -> str:
     for name, block in curvature.blocks.items():
         for part, tensor in block.tensors.items():
             total.update(f"{name}\0{part}\0{tensor.dtype}\0".encode())
-            total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            total.update(raw_bytes(tensor).numpy().data)
     return total.hexdigest()
 
 
