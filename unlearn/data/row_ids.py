@@ -1,4 +1,4 @@
-"""Ids of many rows: row numbers need no string for each."""
+"""Ids of rows: texts, or row numbers, which need no string for each. Both are found and picked alike."""
 
 from __future__ import annotations
 
@@ -8,6 +8,30 @@ from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
+
+
+class RowTexts(tuple[str, ...]):
+    """Any texts as ids.
+
+    >>> ids = RowTexts(["b", "a"])
+    >>> ids.find(["a", "x"]), ids.at(np.array([1])), "b" in ids
+    ([1, -1], ('a',), True)
+    """
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {row: i for i, row in enumerate(self)}
+
+    def __contains__(self, row: object) -> bool:
+        return row in self._places
+
+    def at(self, positions: npt.NDArray[np.int64]) -> RowTexts:
+        """Return the ids at these positions."""
+        return RowTexts(self[i] for i in positions.tolist())
+
+    def find(self, rows: Sequence[str]) -> list[int]:
+        """Return the position of each of these ids, -1 where it is not there."""
+        return [self._places.get(row, -1) for row in rows]
 
 
 class RowNumbers(Sequence[str]):
@@ -81,6 +105,18 @@ class RowNumbers(Sequence[str]):
             return None, self._numbers
         order = self._numbers.argsort()
         return order, self._numbers[order]
+
+
+RowIds = RowTexts | RowNumbers
+
+
+def row_ids(ids: Iterable[object]) -> RowIds:
+    """Return ids as they are held: row numbers as they came, all else as texts.
+
+    >>> row_ids([1, "a"]), row_ids(RowNumbers(np.arange(2)))
+    (('1', 'a'), ('0', '1'))
+    """
+    return ids if isinstance(ids, (RowTexts, RowNumbers)) else RowTexts(map(str, ids))
 
 
 def text_order(ids: Sequence[str]) -> npt.NDArray[np.int64]:

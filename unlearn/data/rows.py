@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unlearn.data import draws
-from unlearn.data.row_ids import RowNumbers, repeated, text_order
+from unlearn.data.row_ids import RowNumbers, repeated, row_ids, text_order
 from unlearn.errors import InputError, RowNotFoundError, some
 from unlearn.inputs import Inputs, map_tensors, named_tensors, row_count
 
@@ -44,7 +44,7 @@ class Rows(Dataset[tuple[Inputs, Tensor]]):
     """A data set whose rows have ids. Views share the source: nothing but index and labels is held.
 
     Attributes:
-        ids: row ids, unique strings, shape (n,): a tuple, or :class:`unlearn.data.row_ids.RowNumbers`.
+        ids: row ids, unique strings, shape (n,); see :mod:`unlearn.data.row_ids`.
         labels: given labels; int64 of shape (n,) for classes, int64 of shape (n, positions) for tokens, float of shape
             (n,) or (n, outputs) for regression.
         truth: true labels where they are known (label noise was added), used for scoring only; else None.
@@ -69,7 +69,7 @@ class Rows(Dataset[tuple[Inputs, Tensor]]):
     ) -> None:
         self._source = source
         self._index = index
-        self.ids: Sequence[str] = ids if isinstance(ids, RowNumbers) else tuple(ids)
+        self.ids = row_ids(ids)
         self.labels = labels
         self.truth = truth
         self.classes = classes
@@ -116,9 +116,7 @@ class Rows(Dataset[tuple[Inputs, Tensor]]):
             raise InputError(
                 f"{name} has {length} inputs and {len(labels)} labels; give one label for each of >= 1 rows"
             )
-        names: Sequence[str] = RowNumbers(np.arange(length)) if ids is None else ids
-        if not isinstance(names, RowNumbers):
-            names = tuple(map(str, names))
+        names = row_ids(RowNumbers(np.arange(length)) if ids is None else ids)
         if len(names) != length:
             raise InputError(f"{name} has {length} rows and {len(names)} ids; give one id for each row")
         twice = repeated(names)
@@ -160,12 +158,8 @@ class Rows(Dataset[tuple[Inputs, Tensor]]):
     def __repr__(self) -> str:
         return f"Rows({self.name!r}, n={len(self)}, classes={self.classes})"
 
-    @cached_property
-    def _position(self) -> dict[str, int]:
-        return {row: i for i, row in enumerate(self.ids)}
-
     def __contains__(self, row: object) -> bool:
-        return row in (self.ids if isinstance(self.ids, RowNumbers) else self._position)
+        return row in self.ids
 
     def positions(self, ids: Iterable[str]) -> Tensor:
         """Return the positions of these ids, in their order.
@@ -175,10 +169,7 @@ class Rows(Dataset[tuple[Inputs, Tensor]]):
             InputError: an id is named twice.
         """
         wanted = [ids] if isinstance(ids, str) else list(ids)
-        if isinstance(self.ids, RowNumbers):
-            found = self.ids.find(wanted)
-        else:
-            found = [self._position.get(row, -1) for row in wanted]
+        found = self.ids.find(wanted)
         if -1 in found:
             missing = [row for row, position in zip(wanted, found, strict=True) if position < 0]
             raise RowNotFoundError(
@@ -227,15 +218,10 @@ class Rows(Dataset[tuple[Inputs, Tensor]]):
 
     def at(self, positions: Tensor) -> Rows:
         """Return the view of the rows at these positions, in their order."""
-        ids: Sequence[str]
-        if isinstance(self.ids, RowNumbers):
-            ids = self.ids.at(positions.numpy())
-        else:
-            ids = [self.ids[i] for i in positions.tolist()]
         return Rows(
             self._source,
             self._index[positions],
-            ids,
+            self.ids.at(positions.cpu().numpy()),
             self.labels[positions],
             truth=None if self.truth is None else self.truth[positions],
             classes=self.classes,
