@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from unlearn.errors import MissingExtraError
+from unlearn.extras import extra_module
+
+SHIPPED_WITH_SKLEARN = "this data is shipped with scikit-learn"
 
 
 def column_names(source: str) -> tuple[str, ...] | None:
@@ -19,10 +21,5 @@ def column_names(source: str) -> tuple[str, ...] | None:
     """
     if source != "breast-cancer":
         return None
-    try:
-        from sklearn.datasets import load_breast_cancer
-    except ImportError as error:
-        raise MissingExtraError(
-            "this data is shipped with scikit-learn, which is not installed: pip install 'unlearn[demo]'"
-        ) from error
-    return tuple(str(name) for name in load_breast_cancer().feature_names)
+    datasets = extra_module("sklearn.datasets", "demo", SHIPPED_WITH_SKLEARN)
+    return tuple(str(name) for name in datasets.load_breast_cancer().feature_names)

@@ -8,7 +8,8 @@ from typing import Any
 
 from unlearn.data.column_rows import column_rows
 from unlearn.data.rows import Rows
-from unlearn.errors import InputError, MissingExtraError, did_you_mean
+from unlearn.errors import InputError, did_you_mean
+from unlearn.extras import extra_module
 from unlearn.source_options import HubOptions
 
 
@@ -66,12 +67,7 @@ def hub_rows(split: str, split_seed: int, options: HubOptions) -> Rows:
 
 
 def _load(options: HubOptions) -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError(
-            "data 'hub' is read by datasets, which is not installed: pip install 'unlearn[hf]'"
-        ) from error
+    datasets = extra_module("datasets", "hf", "data 'hub' is read by datasets")
     folder = Path(options.path).expanduser()
     saved = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
     if not folder.exists() and (folder.is_absolute() or options.path.startswith((".", "~"))):

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from unlearn.data.as_rows import as_rows
+from unlearn.data.columns import SHIPPED_WITH_SKLEARN
 from unlearn.data.mapped import mapped_rows
 from unlearn.data.rows import Rows
 from unlearn.data.splits import split_positions
 from unlearn.errors import InputError, MissingExtraError, did_you_mean
+from unlearn.extras import extra_module
 from unlearn.source_options import (
     SOURCE_OPTIONS,
     MappedOptions,
@@ -44,12 +46,7 @@ def _mnist5k() -> tuple[Tensor, Tensor]:
 
 
 def _sklearn(loader: str) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float32]], Tensor]:
-    try:
-        from sklearn import datasets
-    except ImportError as error:
-        raise MissingExtraError(
-            "this data is shipped with scikit-learn, which is not installed: pip install 'unlearn[demo]'"
-        ) from error
+    datasets = extra_module("sklearn.datasets", "demo", SHIPPED_WITH_SKLEARN)
     bunch = getattr(datasets, loader)()
     return bunch.data.astype(np.float32), torch.from_numpy(bunch.target.astype(np.int64))
 

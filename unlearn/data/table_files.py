@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unlearn.errors import InputError, MissingExtraError
+from unlearn.errors import InputError
+from unlearn.extras import extra_module
 
 Columns = dict[str, list[Any]]
 
@@ -78,13 +79,8 @@ def _json_lines(path: Path) -> Columns:
 
 
 def _parquet(path: Path) -> Columns:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtraError(
-            "Parquet files are read by pyarrow, which is not installed: pip install 'unlearn[hf]'"
-        ) from error
+    parquet = extra_module("pyarrow.parquet", "hf", "Parquet files are read by pyarrow")
+    pyarrow = extra_module("pyarrow", "hf", "Parquet files are read by pyarrow")
     try:
         return parquet.read_table(path).to_pydict()  # type: ignore[no-any-return]
     except pyarrow.ArrowException as error:

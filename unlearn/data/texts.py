@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from unlearn.errors import InputError, MissingExtraError
+from unlearn.errors import InputError
+from unlearn.extras import extra_module
 
 
 class TokenisedTexts:
@@ -28,14 +29,9 @@ class TokenisedTexts:
         for row, text in zip(ids, texts, strict=True):
             if not isinstance(text, str):
                 raise InputError(f"the text of row {row!r} of {name} is {type(text).__name__}; give a text a row")
+        transformers = extra_module("transformers", "hf", "texts are cut by transformers")
         try:
-            from transformers import AutoTokenizer
-        except ImportError as error:
-            raise MissingExtraError(
-                "texts are cut by transformers, which is not installed: pip install 'unlearn[hf]'"
-            ) from error
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"tokenizer {tokenizer!r} can not be loaded ({str(error).splitlines()[0]}); give the folder that its "

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from unlearn.data.pictures import PictureFormat, ReadPictures, StoredPictures, check_files, open_picture
 from unlearn.data.rows import Rows
-from unlearn.errors import InputError, MissingExtraError
+from unlearn.errors import InputError
+from unlearn.extras import extra_module
 from unlearn.source_options import TorchvisionOptions
 
 
@@ -72,12 +73,7 @@ def torchvision_rows(name: str, split: str, options: TorchvisionOptions) -> Rows
 
 
 def _read(name: str, split: str, options: TorchvisionOptions) -> Any:
-    try:
-        from torchvision import datasets
-    except ImportError as error:
-        raise MissingExtraError(
-            f"data {name!r} is read by torchvision, which is not installed: pip install 'unlearn[vision]'"
-        ) from error
+    datasets = extra_module("torchvision.datasets", "vision", f"data {name!r} is read by torchvision")
     chosen, root = _SETS[name], Path(options.root).expanduser()
     part = {"train": split == "train"} if chosen.flag else {"split": split}
     try:

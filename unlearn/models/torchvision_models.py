@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import nn
 
-from unlearn.errors import MissingExtraError
+from unlearn.extras import extra_module
 
 
 def torchvision_model(name: str, channels: int = 3, classes: int = 10) -> nn.Module:
@@ -25,12 +25,7 @@ def torchvision_model(name: str, channels: int = 3, classes: int = 10) -> nn.Mod
     >>> torchvision_model("resnet18", channels=1, classes=4).conv1.weight.shape
     torch.Size([64, 1, 7, 7])
     """
-    try:
-        from torchvision import models
-    except ImportError as error:
-        raise MissingExtraError(
-            f"model {name!r} is torchvision's, which is not installed: pip install 'unlearn[vision]'"
-        ) from error
+    models = extra_module("torchvision.models", "vision", f"model {name!r} is torchvision's")
     if channels not in (1, 3):
         raise ValueError(f"channels is {channels}; images have 1 (grey) or 3 (colour)")
     model: nn.Module = getattr(models, name)(num_classes=classes)

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from unlearn.errors import MissingExtraError, did_you_mean
+from unlearn.errors import did_you_mean
+from unlearn.extras import extra_module
 
 Head = Literal["sequence-classification", "causal-lm"]
 _CLASSES = {"sequence-classification": "AutoModelForSequenceClassification", "causal-lm": "AutoModelForCausalLM"}
@@ -48,12 +49,7 @@ def transformers_model(
     >>> type(transformers_model("causal-lm", config={**tiny, "bos_token_id": 0, "eos_token_id": 0})).__name__
     'GPT2LMHeadModel'
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError(
-            f"model 'hf-{head}' is one of transformers, which is not installed: pip install 'unlearn[transformers]'"
-        ) from error
+    transformers = extra_module("transformers", "transformers", f"model 'hf-{head}' is one of transformers")
     if (path is None) == (config is None):
         raise ValueError("state one of path (a folder that save_pretrained wrote) and config (model_type and options)")
     if head == "causal-lm" and classes is not None:
@@ -86,10 +82,7 @@ def transformers_model(
 
 
 def _with_adapters(model: nn.Module, head: Head, options: Mapping[str, Any]) -> nn.Module:
-    try:
-        import peft
-    except ImportError as error:
-        raise MissingExtraError("adapters are peft's, which is not installed: pip install 'unlearn[lora]'") from error
+    peft = extra_module("peft", "lora", "adapters are peft's")
     kind = {"sequence-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}[head]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft sets fan_in_fan_out of Conv1D by itself, and says so
