@@ -41,7 +41,8 @@ def test_data_that_is_not_there_is_told_beside_the_model(
     assert code == 2
     assert "training rows could not be looked at" in out
     assert "it can not run" in out
-    problems = [line for line in err.splitlines() if line.startswith("problem: ")]  # the Hub's client warns beside
+    problems = err.strip().splitlines()
+    assert all(line.startswith("problem: ") for line in problems)
     assert any(how in problems[0] for how in ("put them there", "save_pretrained", "save_to_disk"))
     assert not any(tmp_path.iterdir())
 

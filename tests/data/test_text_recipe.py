@@ -80,9 +80,9 @@ def test_a_dry_run_finds_data_tokenizer_and_model(tmp_path: Path) -> None:
 
 def test_without_its_folders_it_says_how_to_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     data, model = dry_run(Run.planned(tmp_path / "run", load_recipe("text-classification"))).problems
-    assert "'data/ag_news'" in data
+    assert "folder './data/ag_news' is not there" in data  # a bare name would be looked for on the Hub
+    assert "save_to_disk('./data/ag_news')" in data
     assert "nothing is downloaded" in model
 
 

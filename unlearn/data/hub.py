@@ -71,7 +71,10 @@ def _load(options: HubOptions) -> Any:
     folder = Path(options.path).expanduser()
     saved = any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
     if not folder.exists() and (folder.is_absolute() or options.path.startswith((".", "~"))):
-        raise InputError(f"folder {options.path!r} is not there; give a folder, or a name on the Hub such as 'ag_news'")
+        raise InputError(
+            f"folder {options.path!r} is not there; give a folder, or a name on the Hub such as 'ag_news'; where there "
+            f"is network, make one by datasets.load_dataset(NAME).save_to_disk({options.path!r})"
+        )
     try:
         if saved:
             return datasets.load_from_disk(str(folder))
