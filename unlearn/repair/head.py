@@ -43,7 +43,7 @@ class ReplayedHead:
         model: a copy with the new head; the edited model itself where it has none.
         name: of the head; None where it was left as it is.
         cost: row passes: features of all rows, steps of the head.
-        notes: why it was left, where a reader would expect otherwise.
+        notes: that it was trained again; or why it was left, where a reader would expect otherwise.
     """
 
     model: nn.Module
@@ -169,7 +169,10 @@ def replay_head(
             parameter.grad = None
     except InputError as error:
         return ReplayedHead(edited, notes=(f"failed: the head {head!r} was left as it was: {error}",))
-    return ReplayedHead(model, head, _FORWARD * len(changed) + _STEP * _share(edited, head) * steps)
+    cost = _FORWARD * len(changed) + _STEP * _share(edited, head) * steps
+    return ReplayedHead(
+        model, head, cost, (f"the last linear layer, {head!r}, was trained again on the edited features",)
+    )
 
 
 def _features(model: nn.Module, head: str, rows: Rows) -> Tensor:
