@@ -62,7 +62,7 @@ def _print(facts: Mapping[str, Any], top: int) -> None:
                 [
                     line["attack"],
                     line["models"],
-                    line["auc"],
+                    round(line["auc"], 3),
                     f"{line['tpr']:.1%}",
                     f"{line['lower']:.1%} to {line['upper']:.1%}",
                     f"{line['fpr']:.1%}",
