@@ -19,7 +19,7 @@ from unlearn.pipeline.repair_benchmark import known_wrong
 from unlearn.predict import predict
 from unlearn.recipe import Recipe, load_recipe
 from unlearn.repair import RIVALS, Changes, Edit, apply_changes
-from unlearn.training import TrainingRecord, Trajectory, train
+from unlearn.training import TrainingRecord, Trajectory, snapshot_epochs, train
 from unlearn.verification import References, RetrainDistances, train_references
 
 
@@ -69,7 +69,7 @@ class Setting:
             Run(Path(folder.name), self.recipe).settings,
             seed=self.seed,
             folder=folder.name,
-            snapshot_epochs=range(self.recipe.train.epochs + 1),
+            snapshot_epochs=snapshot_epochs(self.recipe.train.snapshot_epochs, self.recipe.train.epochs),
         )
         return model, record, Trajectory.load(Path(folder.name) / "trajectory.safetensors")
 
