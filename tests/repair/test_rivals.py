@@ -31,11 +31,10 @@ from unlearn.data import Rows
 from unlearn.errors import InputError, RecordError, RowNotFoundError
 from unlearn.predict import predict
 from unlearn.repair import RIVALS, Changes
-from unlearn.repair.rivals.compressed_retrain import compressed_rates
 from unlearn.repair.rivals.dampening import dampened, importances
 from unlearn.repair.rivals.random_labels import other_labels
 from unlearn.tasks import get_task
-from unlearn.training import BatchOrder, TrainingRecord, TrainSettings
+from unlearn.training import BatchOrder, TrainingRecord, TrainSettings, compressed_rates
 
 Trained = tuple[nn.Module, Rows, TrainingRecord]
 SETTINGS: dict[str, dict[str, float]] = {

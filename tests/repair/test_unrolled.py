@@ -261,12 +261,13 @@ def test_the_method_is_the_best_that_was_recorded(sgd: Trained, case: str) -> No
     assert any("too far apart to unroll" in note for note in edit.notes) == (case == "far apart")
 
 
-def test_many_rows_are_unrolled_where_factors_are_shared(sgd: Trained, tmp_path: Path) -> None:
+def test_many_rows_are_not_unrolled_unless_asked_for(sgd: Trained, tmp_path: Path) -> None:
     model, rows, record = sgd
     changes = Changes(rows.ids[: int(MANY * len(rows)) + 1])
-    assert apply_changes(model, rows, changes, record=record).method == "rewind-newton-replay"
-    shared = apply_changes(model, rows, changes, record=record, factors=tmp_path)
-    assert shared.method == "rewind-unrolled-replay"
+    few_steps = apply_changes(model, rows, changes, record=record, factors=tmp_path)
+    assert few_steps.method == "rewind-newton-replay"
+    asked = apply_changes(model, rows, changes, record=record, factors=tmp_path, method="unrolled")
+    assert asked.method == "rewind-unrolled-replay"
     final = apply_changes(model, rows, changes, record=record, budget=0, factors=tmp_path)
     assert final.method == "newton"  # nothing would mend the overshoot of many rows
 

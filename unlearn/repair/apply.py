@@ -25,10 +25,10 @@ from unlearn.repair.edit import Cost, Edit, measure
 from unlearn.repair.head import HEAD_EPOCHS, HeadRule, ReplayedHead, check_head_rule, replay_head
 from unlearn.repair.method import MANY, Method, choose_method
 from unlearn.repair.newton import Step
-from unlearn.repair.newton_edit import FINAL_SHARE, REPLAY_SHARE, NewtonEdit, newton_edit
-from unlearn.repair.rewind import check_final_weights, check_record, last_snapshot
+from unlearn.repair.newton_edit import FINAL_SHARE, REPLAY_SHARE, newton_edit
+from unlearn.repair.rewind import affordable_steps, check_final_weights, check_record, last_snapshot
 from unlearn.repair.trajectory import FACTOR_COST
-from unlearn.repair.unrolled_edit import UnrolledEdit, unrolled_edit
+from unlearn.repair.unrolled_edit import unrolled_edit
 from unlearn.tasks import Task, get_task
 from unlearn.training import Snapshot, Successor, TrainingRecord, replay
 
@@ -109,7 +109,9 @@ def apply_changes(
     - row order, and many rows change or a class goes: then the last linear layer is trained again on the features of
       the edited weights (:mod:`unlearn.repair.head`).
     - and a budget: the edit is made at the earliest snapshot that the budget reaches, and the recorded steps from there
-      on are run again on the changed data.
+      on are run again on the changed data. For many rows nothing is edited: training is taken up at a far earlier
+      snapshot, and the rest of its schedule is run on the changed data in as many epochs as the budget pays for
+      (:func:`unlearn.repair.rewind.compressed_step`).
 
     Args:
         model: the trained model; not changed.
@@ -117,7 +119,7 @@ def apply_changes(
         changes: rows to remove and to relabel, classes to remove.
         record: how it was trained; gives weight decay, damping, snapshots and row order.
         budget: training epochs that may be replayed; 0 edits the final weights.
-        method: ``auto``, ``newton`` or ``unrolled``.
+        method: ``auto``, ``newton``, ``unrolled`` or ``compressed``.
         curvature: the preconditioner for a Newton step on the final weights; fitted where missing.
         factors: folder in which the unrolled edit's factors are kept and looked for. They belong to the training, so
             requests share them, and they are fitted well: on all rows, between all snapshots. Without a folder they are
@@ -178,12 +180,14 @@ def apply_changes(
         "steps": steps != "auto",
         "weight_decay": weight_decay is not None,
     }
+    edited = changes.apply(rows)
+    many = len(changes.ids) > MANY * len(rows) or bool(emptied_classes(rows, edited))
     plan = choose_method(
         method,
         record,
         rows,
         budget,
-        changed=len(changes.ids),
+        many=many,
         shared=factors is not None,
         newton_only=[option for option, there in given.items() if there],
     )
@@ -199,15 +203,15 @@ def apply_changes(
         notes.append(f"only layers {some(map(repr, layers))} were edited; all other weights are as they were")
     keeper = None if successor is None or record is None else Successor(record, successor)
     by_metric = record is not None and record.optimizer == "adam" and damping == "horizon"
-    place, snapshot = _place(model, record, start, needed=plan.unrolled or by_metric)
+    place, snapshot = _place(model, record, start, needed=plan.unrolled or plan.compressed or by_metric)
     if start is not None and curvature is not None and curvature.weights_digest != weights_digest(place):
         curvature = None
         notes.append("the curvature given is of other weights than the snapshot; that of the snapshot was fitted")
-    found_damping = damping_of(damping, record, start, snapshot, place)
-    done: NewtonEdit | UnrolledEdit
+    moved, solve_cost, factor_rows, storage = place, 0, 0, 0
     taken: tuple[Step, ...] = ()
+    preconditioner: Curvature | None = None
     if plan.unrolled and record is not None and snapshot is not None:
-        done = unrolled_edit(
+        unrolled = unrolled_edit(
             place,
             snapshot,
             rows,
@@ -216,29 +220,30 @@ def apply_changes(
             record=record,
             segments=plan.segments,
             weight_decay=decay,
-            damping=found_damping,
+            damping=damping_of(damping, record, start, snapshot, place),
             factors=factors,
             successor=keeper,
         )
-        snapshot, storage, preconditioner = done.snapshot, done.storage, None
-    else:
-        done = newton_edit(
+        moved, snapshot, storage = unrolled.model, unrolled.snapshot, unrolled.storage
+        solve_cost, factor_rows = unrolled.cost, unrolled.factor_rows
+    elif not plan.compressed:
+        newton = newton_edit(
             place,
             rows,
             changes,
             the_task,
             weight_decay=decay,
-            damping=found_damping,
+            damping=damping_of(damping, record, start, snapshot, place),
             steps=steps,
             curvature=curvature,
             share=FINAL_SHARE if start is None else REPLAY_SHARE,
             skip=skip,
             names=names,
         )
-        taken, storage, preconditioner = done.steps, 0, done.curvature
-        notes += done.notes
-    moved, solve_cost = done.model, done.cost
-    edited, replayed = changes.apply(rows), 0
+        moved, taken, preconditioner = newton.model, newton.steps, newton.curvature
+        solve_cost, factor_rows = newton.cost, newton.factor_rows
+        notes += newton.notes
+    replayed = 0
     moves_all = not skip and names is None and (plan.unrolled or any(step.accepted for step in taken))
     if start is None and batch_norm == "re-estimate" and moves_all:
         passes = re_estimate(moved, edited)
@@ -249,12 +254,17 @@ def apply_changes(
             )
     if record is not None and start is not None:
         take = None if keeper is None else keeper.take
-        moved, replayed = replay(moved, edited, record, start=start, snapshot=snapshot, take=take)
+        most = affordable_steps(record, rows, start, budget) if plan.compressed else None
+        moved, replayed = replay(moved, edited, record, start=start, steps=most, snapshot=snapshot, take=take)
+        if most is not None and most < record.steps - start:
+            notes.append(
+                f"the recorded training was taken up at step {start} of {record.steps}, and its other "
+                f"{record.steps - start} steps were compressed into {most} on the changed data"
+            )
     elif record is not None and keeper is not None:
         last = record.snapshot(record.steps) if snapshot is None and record.steps in record.snapshots else snapshot
         keeper.take(record.steps, Snapshot(moved.state_dict(), {} if last is None else last.optimizer))
     new_head = ReplayedHead(moved)
-    many = len(changes.ids) > MANY * len(rows) or bool(emptied_classes(rows, edited))
     own_step = any(there for option, there in given.items() if option != "curvature")
     if head == "replay" and many and record is not None and not own_step:
         new_head = replay_head(moved, edited, record, the_task, most=max(HEAD_EPOCHS, budget))
@@ -272,7 +282,7 @@ def apply_changes(
         record=record,
         steps=taken,
         cost=Cost(
-            factors=FACTOR_COST * done.factor_rows / epoch,
+            factors=FACTOR_COST * factor_rows / epoch,
             solve=(solve_cost + new_head.cost) / epoch,
             replay=EPOCH_COST * replayed / epoch,
             storage=storage,

@@ -55,8 +55,9 @@ class Edit:
     Attributes:
         model: a copy of the original with the edited weights; the original's modes.
         original: the model that was edited, as it was given.
-        method: ``newton`` or ``unrolled`` (at the final weights), ``rewind-newton-replay`` or
-            ``rewind-unrolled-replay``, or that of a restricted edit, such as ``gif-exact``.
+        method: ``newton`` or ``unrolled`` (at the final weights), ``rewind-newton-replay``,
+            ``rewind-unrolled-replay`` or ``rewind-compressed-replay``, or that of a restricted edit, such as
+            ``gif-exact``.
         changes: what was asked for.
         data: rows before the change.
         record: the training record used, or None.
@@ -68,7 +69,7 @@ class Edit:
         start_step: the training step whose snapshot was edited; None for the final weights.
         layers: patterns of the only layers that were edited; None for all.
         head: name of the last linear layer, where its recorded training was run again on the edited features.
-        curvature: the preconditioner of a Newton step; None for an unrolled edit.
+        curvature: the preconditioner of a Newton step; None where none was taken.
         calibration: how the damping was found without a record; its rows are not to be tested on.
         successor: the record of the edited training, where one was asked for: a next edit starts from it.
         drift: how far the chain that this edit belongs to has come; None outside of a chain.

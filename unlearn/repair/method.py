@@ -4,11 +4,12 @@
 |---|---|---|
 | weights, and how they were trained | any | ``newton`` on the final weights |
 | snapshots and row order | 0, or reaches none of them | ``unrolled`` on the final weights; ``newton`` for many rows |
-| snapshots and row order | reaches a snapshot | ``rewind-unrolled-replay``; ``rewind-newton-replay`` for many rows |
+| snapshots and row order | reaches a snapshot | ``rewind-unrolled-replay`` |
+| snapshots and row order, and many rows change | 15 steps or more | ``rewind-compressed-replay`` |
 
-Many rows are more than a share ``MANY`` of all. For them the unrolled edit is chosen only before a replay, which mends
-its overshoot, and only where its factors are shared: fitting them for one request costs more epochs than the same
-replay would need to come as near.
+Many rows are more than a share ``MANY`` of all, or the last ones of a class. What they taught is no small change of the
+weights, along which training could be linearised; it is left behind by a rewind to where it was hardly learnt, and the
+rest of the recorded schedule is run from there in as many epochs as the budget pays for.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from typing import Literal, get_args
 
 from unlearn.data import Rows
 from unlearn.errors import InputError, RecordError, did_you_mean
-from unlearn.repair.rewind import rewind_step
+from unlearn.repair.rewind import LEAST_STEPS, compressed_step, rewind_step
 from unlearn.repair.trajectory import Segment, segments_to
 from unlearn.training import TrainingRecord
 
-Method = Literal["auto", "newton", "unrolled"]
+Method = Literal["auto", "newton", "unrolled", "compressed"]
 MANY = 0.05
 """More than this share of all rows are many."""
 UNROLLED = ("sgd", "adam")
@@ -40,11 +41,13 @@ class Plan:
         start: the step whose snapshot is edited and replayed from; None for the final weights.
         segments: of the unrolled edit; none for a Newton step.
         notes: why it is not the best method, where it is not.
+        compressed: whether nothing is edited, and the rest of the schedule is run in fewer steps.
     """
 
     start: int | None
     segments: tuple[Segment, ...]
     notes: tuple[str, ...]
+    compressed: bool = False
 
     @property
     def unrolled(self) -> bool:
@@ -53,7 +56,9 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """``newton``, ``unrolled``, ``rewind-newton-replay`` or ``rewind-unrolled-replay``."""
+        """``newton``, ``unrolled``, or ``rewind-...-replay`` with these or ``compressed`` in the middle."""
+        if self.compressed:
+            return "rewind-compressed-replay"
         edit = "unrolled" if self.unrolled else "newton"
         return edit if self.start is None else f"rewind-{edit}-replay"
 
@@ -64,7 +69,7 @@ def choose_method(
     rows: Rows,
     budget: float,
     *,
-    changed: int,
+    many: bool,
     shared: bool = False,
     newton_only: Collection[str] = (),
 ) -> Plan:
@@ -75,7 +80,7 @@ def choose_method(
         record: of the training.
         rows: before the change.
         budget: epochs that may be replayed.
-        changed: how many rows change.
+        many: whether more than a share ``MANY`` of the rows change, or a class goes.
         shared: whether the unrolled edit's factors are kept for other requests, so that more of them pay.
         newton_only: names of the options given that only a Newton step on the final weights takes.
 
@@ -86,6 +91,18 @@ def choose_method(
     if method not in get_args(Method):
         raise InputError(f"unknown method {method!r}; {did_you_mean(method, get_args(Method))}")
     start, notes = rewind_step(record, rows, budget), []
+    given = [name for name in newton_only if name != "curvature" or start is None]
+    if method == "compressed" or (method == "auto" and many and not set(newton_only) - {"curvature"}):
+        early = compressed_step(record, rows, budget)
+        if method == "compressed" and newton_only:
+            raise InputError(f"method 'compressed' takes no {', '.join(f'{n}=' for n in newton_only)}; leave it out")
+        if early is not None:
+            return Plan(early, (), ("the curvature given was not needed",) if newton_only else (), compressed=True)
+        if method == "compressed":
+            raise RecordError(
+                f"method 'compressed' needs snapshots, the row order and a budget of at least {LEAST_STEPS} steps; "
+                "record them, or use method='newton'"
+            )
     for option, why in (("skip", "leaves layers as they are"), ("layers", "edits some layers only")):
         if start is not None and option in newton_only:
             raise InputError(f"{option}= {why}, but a replay moves all of them; pass budget=0 with it")
@@ -95,9 +112,8 @@ def choose_method(
         return Plan(start, (), tuple(notes))
     segments = _segments(record, start, None if shared else SEGMENTS)
     if method == "unrolled":
-        only = [name for name in newton_only if name != "curvature" or start is None]
-        if only:
-            raise InputError(f"method 'unrolled' takes no {', '.join(f'{name}=' for name in only)}; leave it out")
+        if given:
+            raise InputError(f"method 'unrolled' takes no {', '.join(f'{name}=' for name in given)}; leave it out")
         if not segments:
             raise RecordError(
                 "method 'unrolled' needs snapshots and the row order of an SGD or Adam training; record them with "
@@ -109,15 +125,13 @@ def choose_method(
     coarse = coarse or (bool(segments) and segments[0].start > COARSE * stop)
     if coarse:
         notes.append("snapshots lie too far apart to unroll the training, so a Newton step was taken")
-    given = [name for name in newton_only if name != "curvature" or start is None]
     unordered = record is not None and record.optimizer in UNROLLED and record.order is None
-    if start is None and unordered and not given and changed > MANY * len(rows):
+    if start is None and unordered and not given and many:
         notes.append(
-            f"{changed} of {len(rows)} rows change and only the final weights are edited: fine-tuning on the changed "
-            "data came nearer to retraining wherever it was measured (docs/limits.md)"
+            "many rows change and only the final weights are edited: fine-tuning on the changed data came nearer to "
+            "retraining wherever it was measured (docs/limits.md)"
         )
-    dear = changed > MANY * len(rows) and (start is None or not shared)
-    return Plan(start, () if coarse or given or dear else segments, tuple(notes))
+    return Plan(start, () if coarse or given or many else segments, tuple(notes))
 
 
 def _segments(record: TrainingRecord | None, start: int | None, most: int | None) -> tuple[Segment, ...]:

@@ -8,7 +8,7 @@ from unlearn.training.perturbed_logistic import SignedRows, draw_noise, train_pe
 from unlearn.training.placement import snapshot_epochs
 from unlearn.training.record import TrainingRecord, optimizer_of
 from unlearn.training.recorder import TRAJECTORY_FILE, Recorder
-from unlearn.training.replay import replay
+from unlearn.training.replay import compressed_rates, replay
 from unlearn.training.settings import TrainSettings
 from unlearn.training.snapshots import Snapshot
 from unlearn.training.successor import Successor
@@ -25,6 +25,7 @@ __all__ = [
     "TrainSettings",
     "TrainingRecord",
     "Trajectory",
+    "compressed_rates",
     "draw_noise",
     "fresh_weights",
     "load_checkpoint",

@@ -6,6 +6,8 @@ import copy
 import itertools
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from unlearn.data import Rows
@@ -22,6 +24,7 @@ def replay(
     record: TrainingRecord,
     *,
     start: int = 0,
+    steps: int | None = None,
     snapshot: Snapshot | None = None,
     take: Callable[[int, Snapshot], None] | None = None,
     description: str = "replaying",
@@ -30,15 +33,18 @@ def replay(
 
     The recorded order, learning rates and settings are used; a removed row leaves its place in the batch empty and
     the loss is the mean over those left (math.md 0). With ``start=0`` and the initial weights this is the coupled
-    retrain.
+    retrain. With fewer ``steps`` than are left the rest of the schedule is compressed into them: the batches are the
+    recorded ones from ``start`` on, their rates those of :func:`compressed_rates`.
 
     Args:
         model: weights to start from; not changed.
         data: changed rows.
         record: of the original training, with its row order.
         start: first step to run.
+        steps: how many to run; all that are left if None.
         snapshot: whose optimizer state to start with; None for a fresh optimizer.
-        take: called with a snapshot at the start, at each later step at which the record has one, and at the last.
+        take: called with a snapshot at the start, at each later step at which the record has one, and at the last; of a
+            compressed schedule as far along it, under the recorded step.
         description: of the progress bar.
 
     Returns:
@@ -46,7 +52,7 @@ def replay(
 
     Raises:
         RecordError: the record has no row order, rows of the data are not in it, the start is not one of its steps,
-            or the snapshot is of another architecture.
+            the record has not so many steps left, or the snapshot is of another architecture.
     """
     if record.order is None:
         raise RecordError(
@@ -59,21 +65,29 @@ def replay(
         )
     if not 0 <= start <= record.steps:
         raise RecordError(f"the replay would start at step {start}; the recorded training has steps 0..{record.steps}")
+    left = record.steps - start
+    steps = left if steps is None else steps
+    if not min(1, left) <= steps <= left:
+        raise RecordError(f"a replay of {steps} steps from step {start}; give 1 to the {left} that are left")
+    rates, scale = record.rates(), steps / left if left else 1.0
+    if steps:
+        rates[start : start + steps] = compressed_rates(record, steps, start)
+    recorded = {step for step in record.snapshots if take is not None and step > start} | {record.steps}
+    names = {start + max(min(1, left), round((step - start) * scale)): step for step in sorted(recorded)}
     model = copy.deepcopy(model)
     optimizer = optimizer_of(model, record)
     if snapshot is not None:
         snapshot.restore_optimizer(model, optimizer)
-    stops = sorted({step for step in record.snapshots if take is not None and step > start} | {record.steps})
     processed = 0
     if take is not None:
         take(start, Snapshot.take(model, optimizer))
-    for begin, stop in itertools.pairwise((start, *stops)):
+    for begin, stop in itertools.pairwise((start, *sorted(names))):
         processed += run_steps(
             model,
             optimizer,
             data,
             record.order,
-            record.rates().tolist(),
+            rates.tolist(),
             task=get_task(record.task),
             start=begin,
             stop=stop,
@@ -81,5 +95,19 @@ def replay(
             description=description,
         )
         if take is not None:
-            take(stop, Snapshot.take(model, optimizer))
+            take(names[stop], Snapshot.take(model, optimizer))
     return model.eval(), processed
+
+
+def compressed_rates(record: TrainingRecord, steps: int, start: int = 0) -> npt.NDArray[np.float64]:
+    """Return the recorded schedule from a step on in ``steps`` steps: s takes the rate recorded s / steps of the way.
+
+    Rates between two recorded steps lie on the line between them.
+
+    >>> compressed_rates(TrainingRecord("sgd", [0.4, 0.3, 0.2, 0.1], 4), 2).tolist()
+    [0.4, 0.2]
+    >>> compressed_rates(TrainingRecord("sgd", [0.4, 0.3, 0.2, 0.1], 4), 1, start=2).tolist()
+    [0.2]
+    """
+    recorded = record.rates()[start:]
+    return np.interp(np.arange(steps) * len(recorded) / steps, np.arange(len(recorded)), recorded)

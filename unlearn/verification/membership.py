@@ -40,6 +40,7 @@ REPEATABLE: Mapping[str, Method] = {
     "rewind-newton-replay": "newton",
     "unrolled": "unrolled",
     "rewind-unrolled-replay": "unrolled",
+    "rewind-compressed-replay": "compressed",
 }
 
 

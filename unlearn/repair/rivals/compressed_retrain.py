@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 
 from unlearn.data import Rows
@@ -13,7 +12,7 @@ from unlearn.errors import InputError
 from unlearn.repair.changes import Changes
 from unlearn.repair.rivals.descent import descend, rates_to_try, shuffled
 from unlearn.repair.rivals.rival import Rival, RivalEdit, epochs_of
-from unlearn.training import BatchOrder, TrainingRecord, fresh_weights
+from unlearn.training import BatchOrder, TrainingRecord, compressed_rates, fresh_weights
 
 
 def compressed_retrain(
@@ -36,18 +35,6 @@ def compressed_retrain(
         start, edited, order, rates.tolist(), record, seed=record.seed or 0, description="compressed retrain"
     )
     return RivalEdit(moved, epochs_of(processed, data), setting)
-
-
-def compressed_rates(record: TrainingRecord, steps: int) -> npt.NDArray[np.float64]:
-    """Return the recorded schedule in ``steps`` steps: step s takes the rate recorded s / steps of the way.
-
-    Rates between two recorded steps lie on the line between them.
-
-    >>> compressed_rates(TrainingRecord("sgd", [0.4, 0.3, 0.2, 0.1], 4), 2).tolist()
-    [0.4, 0.2]
-    """
-    recorded = record.rates()
-    return np.interp(np.arange(steps) * len(recorded) / steps, np.arange(len(recorded)), recorded)
 
 
 def _first_steps(edited: Rows, record: TrainingRecord, epochs: float, seed: int) -> BatchOrder:
