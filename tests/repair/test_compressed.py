@@ -137,6 +137,8 @@ def test_many_rows_are_trained_again_from_an_early_snapshot(sgd: Trained, tmp_pa
         edit.model, edit.edited_data, Changes(edit.edited_data.ids[:2]), record=edit.successor, budget=1
     )
     assert following.method == "rewind-unrolled-replay"
+    left = apply_changes(model, rows, changes, record=record, budget=budget, head="leave")
+    assert left.method == "rewind-newton-replay"  # nothing would train the last layer again
     asked = apply_changes(model, rows, Changes(rows.ids[:1]), record=record, budget=budget, method="compressed")
     assert asked.method == "rewind-compressed-replay"
 

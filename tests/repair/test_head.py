@@ -15,7 +15,7 @@ from unlearn.data import Rows
 from unlearn.errors import InputError
 from unlearn.repair import Changes, apply_changes
 from unlearn.repair import head as head_module
-from unlearn.repair.head import head_epochs, head_of, replay_head
+from unlearn.repair.head import head_epochs, head_of, replay_head, replayable_head
 from unlearn.tasks import get_task
 from unlearn.training import TrainingRecord, TrainSettings, replay, train
 
@@ -42,7 +42,7 @@ def test_with_a_body_that_never_moved_it_is_the_coupled_retrain(tmp_path: Path, 
     trained, record = train(model, rows, settings, seed=3, folder=tmp_path, snapshot_epochs=(0,))
     changed = changes_of(rows).apply(rows)
     wanted, _ = coupled(trained, changed, record)
-    found = replay_head(trained, changed, record, TASK)
+    found = replay_head(trained, changed, record, TASK, "3")
     assert found.name == "3"
     torch.testing.assert_close(weights_of(found.model), weights_of(wanted), rtol=0, atol=2e-6)
     assert float((weights_of(wanted) - weights_of(trained)).abs().max()) > 1e-3
@@ -72,7 +72,7 @@ def test_steps_on_features_of_the_edited_body(sgd: Trained) -> None:
         head = copy.deepcopy(model[3])
         head.load_state_dict(start)
         wanted = loop(head, features, record)
-        found = replay_head(edited, changed, known, TASK).model
+        found = replay_head(edited, changed, known, TASK, "3").model
         torch.testing.assert_close(weights_of(found[3]), weights_of(wanted), rtol=0, atol=2e-6)
         assert torch.equal(found[1].weight, edited[1].weight)
 
@@ -105,19 +105,17 @@ def test_cost_by_hand(sgd: Trained) -> None:
     changed = rows.without(rows.ids[:6])
     share = (16 * 10 + 10) / (64 * 16 + 16 + 16 * 10 + 10)
     assert head_epochs(model, "3", record) == pytest.approx(EPOCHS * share)
-    assert replay_head(model, changed, record, TASK).cost == pytest.approx(
+    assert replay_head(model, changed, record, TASK, "3").cost == pytest.approx(
         len(changed) + 3 * share * EPOCHS * len(changed)
     )
 
 
 def test_a_large_head_is_left_and_said_so(sgd: Trained) -> None:
     model, rows, record = sgd
-    found = replay_head(model, changes_of(rows).apply(rows), record, TASK, most=0.1)
-    assert found.model is model
-    assert found.name is None
-    assert (
-        "the head '3' was not replayed: with 14% of the weights that would cost 0.8 training epochs" in found.notes[0]
-    )
+    assert replayable_head(model, rows, record, most=0.9) == ("3", ())
+    found, notes = replayable_head(model, rows, record, most=0.1)
+    assert found is None
+    assert "the head '3' was not replayed: with 14% of the weights that would cost 0.8 training epochs" in notes[0]
 
 
 def test_which_layer_is_the_head(sgd: Trained) -> None:

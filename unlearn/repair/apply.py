@@ -22,7 +22,7 @@ from unlearn.repair.changes import Changes, emptied_classes, removal
 from unlearn.repair.chosen_layers import chosen_parameters
 from unlearn.repair.damping import damping_of, weight_decay_of
 from unlearn.repair.edit import Cost, Edit, measure
-from unlearn.repair.head import HEAD_EPOCHS, HeadRule, ReplayedHead, check_head_rule, replay_head
+from unlearn.repair.head import HEAD_EPOCHS, HeadRule, ReplayedHead, check_head_rule, replay_head, replayable_head
 from unlearn.repair.method import MANY, Method, choose_method
 from unlearn.repair.newton import Step
 from unlearn.repair.newton_edit import FINAL_SHARE, REPLAY_SHARE, newton_edit
@@ -182,12 +182,18 @@ def apply_changes(
     }
     edited = changes.apply(rows)
     many = len(changes.ids) > MANY * len(rows) or bool(emptied_classes(rows, edited))
+    last_layer: str | None = None
+    head_notes: tuple[str, ...] = ()
+    own_step = any(there for option, there in given.items() if option != "curvature")
+    if head == "replay" and many and record is not None and not own_step:
+        last_layer, head_notes = replayable_head(model, edited, record, most=max(HEAD_EPOCHS, budget))
     plan = choose_method(
         method,
         record,
         rows,
         budget,
         many=many,
+        head=last_layer is not None,
         shared=factors is not None,
         newton_only=[option for option, there in given.items() if there],
     )
@@ -265,12 +271,11 @@ def apply_changes(
         last = record.snapshot(record.steps) if snapshot is None and record.steps in record.snapshots else snapshot
         keeper.take(record.steps, Snapshot(moved.state_dict(), {} if last is None else last.optimizer))
     new_head = ReplayedHead(moved)
-    own_step = any(there for option, there in given.items() if option != "curvature")
-    if head == "replay" and many and record is not None and not own_step:
-        new_head = replay_head(moved, edited, record, the_task, most=max(HEAD_EPOCHS, budget))
-        moved, notes = new_head.model, [*notes, *new_head.notes]
+    if last_layer is not None and record is not None:
+        new_head = replay_head(moved, edited, record, the_task, last_layer)
         if keeper is not None and new_head.name is not None:
-            keeper.replace_weights(record.steps, moved)
+            keeper.replace_weights(record.steps, new_head.model)
+    moved, notes = new_head.model, [*notes, *head_notes, *new_head.notes]
     copy_modes(model, moved)
     epoch = EPOCH_COST * len(rows)
     return Edit(

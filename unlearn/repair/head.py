@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn.data import DEFAULT_BATCH, Rows, within_memory
-from unlearn.errors import InputError, did_you_mean
+from unlearn.errors import InputError, RecordError, did_you_mean
 from unlearn.inputs import Inputs, call_model
 from unlearn.modes import evaluation
 from unlearn.repair.method import UNROLLED
@@ -117,9 +117,32 @@ def _share(model: nn.Module, head: str) -> float:
     return own / everything
 
 
-def replay_head(
-    edited: nn.Module, changed: Rows, record: TrainingRecord, task: Task, *, most: float = HEAD_EPOCHS
-) -> ReplayedHead:
+def replayable_head(
+    model: nn.Module, rows: Rows, record: TrainingRecord, *, most: float = HEAD_EPOCHS
+) -> tuple[str | None, tuple[str, ...]]:
+    """Return the name of the head whose recorded steps can be run again; or None, and why where that needs saying.
+
+    Args:
+        model: the model, before or after its edit.
+        rows: rows that it takes.
+        record: of the training.
+        most: training epochs that the steps of the head may cost; a larger head is left.
+    """
+    if record.order is None or record.optimizer not in UNROLLED:
+        return None, ()
+    head = head_of(model, rows)
+    if head is None:
+        return None, ("no head was replayed: the outputs are not those of a linear layer alone",)
+    needed = head_epochs(model, head, record)
+    if needed > most:
+        return None, (
+            f"the head {head!r} was not replayed: with {_share(model, head):.0%} of the weights that would cost "
+            f"{needed:.1f} training epochs, and {most:g} are allowed; a larger budget allows more",
+        )
+    return head, ()
+
+
+def replay_head(edited: nn.Module, changed: Rows, record: TrainingRecord, task: Task, head: str) -> ReplayedHead:
     """Return a copy of a model with the head that training on these rows would have left on its features.
 
     Args:
@@ -127,22 +150,13 @@ def replay_head(
         changed: the rows. Their features are held: rows times inputs of the head.
         record: of the training, with its row order.
         task: the task.
-        most: training epochs that the steps of the head may cost; a larger head is left, and a note says so.
+        head: its name, of :func:`replayable_head`.
+
+    Raises:
+        RecordError: the record has no row order.
     """
-    if record.order is None or record.optimizer not in UNROLLED:
-        return ReplayedHead(edited)
-    head = head_of(edited, changed)
-    if head is None:
-        return ReplayedHead(edited, notes=("no head was replayed: the outputs are not those of a linear layer alone",))
-    needed = head_epochs(edited, head, record)
-    if needed > most:
-        return ReplayedHead(
-            edited,
-            notes=(
-                f"the head {head!r} was not replayed: with {_share(edited, head):.0%} of the weights that would cost "
-                f"{needed:.1f} training epochs, and {most:g} are allowed; a larger budget allows more",
-            ),
-        )
+    if record.order is None:
+        raise RecordError("the training record has no row order, so no head can be replayed; record it")
     features = Rows.from_tensors(
         _features(edited, head, changed), changed.labels, ids=changed.ids, classes=changed.classes, name=changed.name
     )
