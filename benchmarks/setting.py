@@ -116,9 +116,10 @@ class Comparison:
         return apply_changes(model, self.setting.data, self.changes, record=record, budget=budget)
 
     def rivals(self, epochs: int, rates: tuple[float, ...] = (0.01, 0.05)) -> dict[str, nn.Module]:
-        """Return fine-tuning and plain replay for so many epochs."""
+        """Return fine-tuning, a compressed retrain and plain replay, each for so many epochs."""
         model, record, _ = self.setting.trained
         tried = {f"fine-tune, {epochs} epochs, lr {lr:g}": ("fine-tune", {"epochs": epochs, "lr": lr}) for lr in rates}
+        tried[f"compressed retrain, {epochs} epochs, lr 0.1"] = ("compressed retrain", {"epochs": epochs, "lr": 0.1})
         tried[f"replay, {epochs} epochs"] = ("replay", {"epochs": epochs})
         return {
             name: RIVALS[rival](

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from unlearn.pipeline.run import Run
 from unlearn.pipeline.stages import run_stages
 from unlearn.progress import track
 from unlearn.repair import RIVALS, Changes, Edit, Rival, apply_changes
+from unlearn.repair.method import COMPRESSED
 from unlearn.training import TrainingRecord
 from unlearn.verification import Measures, RetrainDistances, train_references
 
@@ -109,13 +111,13 @@ def measure_repairs(run: Run, changes: Changes, seed: int) -> tuple[list[Point],
     )
     distances = RetrainDistances(model, run.data, changes, run.test, references)
     points = [Point("unedited", {}, "", seed, 0.0, 0.0, distances.measure(model))]
-    for name, budget, edit in track(_edits(run, changes), "our edits", total=len(COSTS) + 2):
+    for name, key, budget, edit in track(_edits(run, changes), "our edits", total=len(COSTS) + 2):
         cost = edit.cost
         points.append(
             Point(
                 name,
                 {"budget": budget},
-                f"budget {budget:g}",
+                key,
                 seed,
                 cost.total,
                 cost.total - cost.factors,
@@ -128,28 +130,30 @@ def measure_repairs(run: Run, changes: Changes, seed: int) -> tuple[list[Point],
     return points, {"spread": distances.spread, "floor": distances.floor}
 
 
-def _edits(run: Run, changes: Changes) -> Iterator[tuple[str, float, Edit]]:
-    """Yield our edits: from the final weights and the record alone, then at every budget that a snapshot answers to."""
+def _edits(run: Run, changes: Changes) -> Iterator[tuple[str, str, float, Edit]]:
+    """Yield our edits, with the words for them: from the final weights and the record alone, then at every budget.
+
+    A budget that reaches no earlier snapshot than the one before it is left out. A compressed replay can be cut to any
+    length, so its budget is what the cost leaves beside the head.
+    """
     model, record = run.original
     last = {step: digest for step, digest in record.snapshots.items() if step == record.steps}
     alone = replace(record, order=None, snapshots=last)
-    yield OURS_FINAL, 0.0, apply_changes(model, run.data, changes, record=alone, budget=0.0, allow_empty_class=True)
+    at = partial(apply_changes, model, run.data, changes, allow_empty_class=True)
+    yield OURS_FINAL, "budget 0", 0.0, at(record=alone, budget=0.0)
     started: set[int | None] = set()
-    for budget in (0.0, *COSTS):
-        if budget and not _reaches(record, budget, started):
+    for cost in (0.0, *COSTS):
+        edit = at(record=record, budget=cost)
+        if edit.method == COMPRESSED:
+            rest = cost - (edit.cost.total - edit.cost.replay)
+            shorter = at(record=record, budget=rest) if rest > 0 else edit
+            if shorter.method == COMPRESSED and rest > 0:
+                yield OURS, f"whole cost {cost:g}", rest, shorter
+                continue
+        elif edit.start_step in started:
             continue
-        edit = apply_changes(model, run.data, changes, record=record, budget=budget, allow_empty_class=True)
         started.add(edit.start_step)
-        yield OURS, budget, edit
-
-
-def _reaches(record: TrainingRecord, budget: float, started: set[int | None]) -> bool:
-    """Return whether a larger budget reaches an earlier snapshot than those an edit started from."""
-    if record.order is None:
-        return False
-    left, rows = record.order.rows_left(), len(record.order.ids)
-    within = [step for step in sorted(record.snapshots) if 0 < step < record.steps and left[step] <= budget * rows]
-    return bool(within) and within[0] not in started
+        yield OURS, f"budget {cost:g}", cost, edit
 
 
 def _settings(data: Rows, changes: Changes, record: TrainingRecord) -> list[tuple[Rival, str, dict[str, float]]]:

@@ -30,6 +30,7 @@ Method = Literal["auto", "newton", "unrolled", "compressed"]
 MANY = 0.05
 """More than this share of all rows are many."""
 UNROLLED = ("sgd", "adam")
+COMPRESSED = "rewind-compressed-replay"
 SEGMENTS = 5
 COARSE = 0.55
 """A segment longer than this share of the training is not unrolled unless that is asked for."""
@@ -60,7 +61,7 @@ class Plan:
     def name(self) -> str:
         """``newton``, ``unrolled``, or ``rewind-...-replay`` with these or ``compressed`` in the middle."""
         if self.compressed:
-            return "rewind-compressed-replay"
+            return COMPRESSED
         edit = "unrolled" if self.unrolled else "newton"
         return edit if self.start is None else f"rewind-{edit}-replay"
 
