@@ -215,7 +215,8 @@ def memorised(setting: Setting, below: float = 0.02, most: int = 120) -> Setting
 
     The rate is constant, so a shorter training is the beginning of a longer one.
     """
-    model, record, _ = longer(setting, most, 3).trained
+    whole = longer(setting, most, 3)  # holds the folder of its snapshots
+    model, record, _ = whole.trained
     place, epoch = copy.deepcopy(model), record.steps // most
     for step in sorted(record.snapshots):
         record.snapshot(step).restore(place)

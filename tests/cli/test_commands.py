@@ -67,7 +67,7 @@ def test_stage_by_stage(unlearn: Unlearn, tiny_recipe: Path, tiny_run: Path, tmp
     assert (folder / "decisions.csv").read_bytes() == (tiny_run / "decisions.csv").read_bytes()
     code, out, _ = unlearn("repair", "apply", folder, folder / "decisions.csv", "--json")
     assert code == 0
-    assert json.loads(out)["method"] == "rewind-newton-replay"
+    assert json.loads(out)["method"] == "rewind-compressed-replay"
     assert (folder / "edited.safetensors").read_bytes() == (tiny_run / "edited.safetensors").read_bytes()
     code, out, err = unlearn("verify", folder, "--references", 2, "--processes", 1, "--json")
     assert "references: 3 retrains of 5 training epochs, 15 in all" in err

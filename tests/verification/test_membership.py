@@ -280,7 +280,7 @@ def test_audit_of_a_run(unlearn: Callable[..., tuple[int, str, str]], run_copy: 
     assert max(len(printed) for printed in out.splitlines() if not printed.startswith("report: ")) <= 80
     facts = json.loads((run_copy / "audit.json").read_text())
     assert f"audit: {facts['outcome'].upper()}. " in out
-    assert [one["model"] for one in facts["beside"]] == ["unedited", "fine-tuned 5", "replayed 5"]
+    assert [one["model"] for one in facts["beside"]] == ["unedited", "fine-tuned 3", "replayed 3"]
     shown = json.loads((run_copy / "report.json").read_text())
     assert (shown["audit"]["table"], shown["audit"]["rows"]) == (facts["table"], len(facts["rows"]))
     assert shown["verdict"]["outcome"] == json.loads((run_copy / "verdict.json").read_text())["outcome"]

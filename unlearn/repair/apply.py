@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from unlearn.repair.head import HEAD_EPOCHS, HeadRule, ReplayedHead, check_head_
 from unlearn.repair.method import MANY, Method, choose_method
 from unlearn.repair.newton import Step
 from unlearn.repair.newton_edit import FINAL_SHARE, REPLAY_SHARE, newton_edit
-from unlearn.repair.rewind import affordable_steps, check_final_weights, check_record, last_snapshot
+from unlearn.repair.rewind import affordable_steps, check_record, rewound, start_before_learnt
 from unlearn.repair.trajectory import FACTOR_COST
 from unlearn.repair.unrolled_edit import unrolled_edit
 from unlearn.tasks import Task, get_task
@@ -109,9 +108,9 @@ def apply_changes(
     - row order, and many rows change or a class goes: then the last linear layer is trained again on the features of
       the edited weights (:mod:`unlearn.repair.head`).
     - and a budget: the edit is made at the earliest snapshot that the budget reaches, and the recorded steps from there
-      on are run again on the changed data. For many rows nothing is edited: training is taken up at a far earlier
-      snapshot, and the rest of its schedule is run on the changed data in as many epochs as the budget pays for
-      (:func:`unlearn.repair.rewind.compressed_step`).
+      on are run again on the changed data. For many wrong labels nothing is edited: training is taken up at a
+      far earlier snapshot that had not learnt them, and the rest of its schedule is run on the changed data in as many
+      epochs as the budget pays for (:func:`unlearn.repair.rewind.compressed_step`).
 
     Args:
         model: the trained model; not changed.
@@ -187,13 +186,14 @@ def apply_changes(
     own_step = any(there for option, there in given.items() if option != "curvature")
     if head == "replay" and many and record is not None and not own_step:
         last_layer, head_notes = replayable_head(model, edited, record, most=max(HEAD_EPOCHS, budget))
+    early = None if last_layer is None else start_before_learnt(model, record, rows, changes.ids, budget)
     plan = choose_method(
         method,
         record,
         rows,
         budget,
         many=many,
-        head=last_layer is not None,
+        early=early,
         shared=factors is not None,
         newton_only=[option for option, there in given.items() if there],
     )
@@ -209,7 +209,7 @@ def apply_changes(
         notes.append(f"only layers {some(map(repr, layers))} were edited; all other weights are as they were")
     keeper = None if successor is None or record is None else Successor(record, successor)
     by_metric = record is not None and record.optimizer == "adam" and damping == "horizon"
-    place, snapshot = _place(model, record, start, needed=plan.unrolled or plan.compressed or by_metric)
+    place, snapshot = rewound(model, record, start, needed=plan.unrolled or plan.compressed or by_metric)
     if start is not None and curvature is not None and curvature.weights_digest != weights_digest(place):
         curvature = None
         notes.append("the curvature given is of other weights than the snapshot; that of the snapshot was fitted")
@@ -303,18 +303,3 @@ def apply_changes(
         successor=None if keeper is None else keeper.finish(edited, changes.removed),
         notes=tuple(notes),
     )
-
-
-def _place(
-    model: nn.Module, record: TrainingRecord | None, start: int | None, *, needed: bool
-) -> tuple[nn.Module, Snapshot | None]:
-    """Return the model with the weights to edit, and their snapshot where one is needed: for its optimizer state."""
-    if record is None or (start is None and not needed):
-        return model, None
-    snapshot = last_snapshot(record) if start is None else record.snapshot(start)
-    check_final_weights(record, model)
-    if start is None:
-        return model, snapshot
-    place = copy.deepcopy(model)
-    snapshot.restore(place)
-    return place, snapshot

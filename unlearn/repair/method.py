@@ -5,13 +5,13 @@
 | weights, and how they were trained | any | ``newton`` on the final weights |
 | snapshots and row order | 0, or reaches none of them | ``unrolled`` on the final weights; ``newton`` for many rows |
 | snapshots and row order | reaches a snapshot | ``rewind-unrolled-replay``; ``rewind-newton-replay`` for many rows |
-| the same, many rows, a head to train again | 15 steps or more | ``rewind-compressed-replay`` |
+| the same, many wrong labels, a head to train again | 15 steps or more | ``rewind-compressed-replay`` |
 
 Many rows are more than a share ``MANY`` of all, or the last ones of a class. What they taught is no small change of the
-weights, along which training could be linearised; it is left behind by a rewind to where it was hardly learnt, and the
-rest of the recorded schedule is run from there in as many epochs as the budget pays for. That leaves the features near
-those of a retrain, and the last layer behind them short of training: it is trained again in full
-(:mod:`unlearn.repair.head`), and where it can not be, the longer way round is taken.
+weights, along which training could be linearised. Where it was learnt late, as wrong labels are, it is left behind by a
+rewind to where it was not yet learnt, and the rest of the recorded schedule is run from there in as many epochs as the
+budget pays for. That leaves the features near those of a retrain, and the last layer behind them short of training: it
+is trained again in full (:mod:`unlearn.repair.head`), and where it can not be, the longer way round is taken.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def choose_method(
     budget: float,
     *,
     many: bool,
-    head: bool = False,
+    early: int | None = None,
     shared: bool = False,
     newton_only: Collection[str] = (),
 ) -> Plan:
@@ -85,7 +85,7 @@ def choose_method(
         rows: before the change.
         budget: epochs that may be replayed.
         many: whether more than a share ``MANY`` of the rows change, or a class goes.
-        head: whether the last layer will be trained again afterwards.
+        early: the snapshot from which a compressed replay is better than an edit, if any is.
         shared: whether the unrolled edit's factors are kept for other requests, so that more of them pay.
         newton_only: names of the options given that only a Newton step on the final weights takes.
 
@@ -97,8 +97,9 @@ def choose_method(
         raise InputError(f"unknown method {method!r}; {did_you_mean(method, get_args(Method))}")
     start, notes = rewind_step(record, rows, budget), []
     given = [name for name in newton_only if name != "curvature" or start is None]
-    if method == "compressed" or (method == "auto" and head):
+    if method == "compressed":
         early = compressed_step(record, rows, budget)
+    if method == "compressed" or (method == "auto" and early is not None):
         if method == "compressed" and newton_only:
             raise InputError(f"method 'compressed' takes no {', '.join(f'{n}=' for n in newton_only)}; leave it out")
         if early is not None:

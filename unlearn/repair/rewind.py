@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
 from unlearn.data import Rows
 from unlearn.errors import RecordError
+from unlearn.predict import predict
 from unlearn.tasks import Task
 from unlearn.training import Snapshot, TrainingRecord
 
@@ -77,6 +81,25 @@ def compressed_step(record: TrainingRecord | None, rows: Rows, budget: float) ->
     return nearest if whole is None else min(nearest, whole)
 
 
+def start_before_learnt(
+    model: nn.Module, record: TrainingRecord | None, rows: Rows, changed: Iterable[str], budget: float
+) -> int | None:
+    """Return :func:`compressed_step` if the snapshot there gives most of the changed rows another class than their old.
+
+    Wrong labels are learnt last (arXiv 1706.05394), so a training that is taken up there hardly knows them. What it
+    knows by then, such as a whole class, it would have to unlearn in few steps; None there, and without classes.
+    """
+    start = compressed_step(record, rows, budget)
+    if record is None or start is None or rows.classes is None:
+        return None
+    place, _ = rewound(model, record, start, needed=True)
+    before = rows.only(changed)
+    outputs = predict(place, before)
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        return None
+    return start if float((outputs.argmax(1) == before.labels).double().mean()) < 0.5 else None
+
+
 def affordable_steps(record: TrainingRecord, rows: Rows, start: int, budget: float) -> int:
     """Return how many recorded steps from ``start`` on the budget pays for."""
     if record.order is None:
@@ -95,6 +118,21 @@ def check_final_weights(record: TrainingRecord, model: nn.Module) -> None:
             "the record's last snapshot has other weights than the model, so it is the record of another one; pass "
             "its own record"
         )
+
+
+def rewound(
+    model: nn.Module, record: TrainingRecord | None, start: int | None, *, needed: bool
+) -> tuple[nn.Module, Snapshot | None]:
+    """Return the model with the weights to edit, and their snapshot where one is needed: for its optimizer state."""
+    if record is None or (start is None and not needed):
+        return model, None
+    snapshot = last_snapshot(record) if start is None else record.snapshot(start)
+    check_final_weights(record, model)
+    if start is None:
+        return model, snapshot
+    place = copy.deepcopy(model)
+    snapshot.restore(place)
+    return place, snapshot
 
 
 def last_snapshot(record: TrainingRecord) -> Snapshot:
