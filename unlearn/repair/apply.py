@@ -25,7 +25,7 @@ from unlearn.repair.head import HEAD_EPOCHS, HeadRule, ReplayedHead, check_head_
 from unlearn.repair.method import MANY, Method, choose_method
 from unlearn.repair.newton import Step
 from unlearn.repair.newton_edit import FINAL_SHARE, REPLAY_SHARE, newton_edit
-from unlearn.repair.rewind import affordable_steps, check_record, rewound, start_before_learnt
+from unlearn.repair.rewind import check_record, compressed_schedule, rewound, start_before_learnt
 from unlearn.repair.trajectory import FACTOR_COST
 from unlearn.repair.unrolled_edit import unrolled_edit
 from unlearn.tasks import Task, get_task
@@ -260,12 +260,12 @@ def apply_changes(
             )
     if record is not None and start is not None:
         take = None if keeper is None else keeper.take
-        most = affordable_steps(record, rows, start, budget) if plan.compressed else None
-        moved, replayed = replay(moved, edited, record, start=start, steps=most, snapshot=snapshot, take=take)
-        if most is not None and most < record.steps - start:
+        rates = compressed_schedule(record, rows, start, budget) if plan.compressed else None
+        moved, replayed = replay(moved, edited, record, start=start, rates=rates, snapshot=snapshot, take=take)
+        if rates is not None:
             notes.append(
                 f"the recorded training was taken up at step {start} of {record.steps}, and its other "
-                f"{record.steps - start} steps were compressed into {most} on the changed data"
+                f"{record.steps - start} steps were compressed into {len(rates)} on the changed data"
             )
     elif record is not None and keeper is not None:
         last = record.snapshot(record.steps) if snapshot is None and record.steps in record.snapshots else snapshot

@@ -12,7 +12,7 @@ from unlearn.data import Rows
 from unlearn.errors import RecordError
 from unlearn.predict import predict
 from unlearn.tasks import Task
-from unlearn.training import Snapshot, TrainingRecord
+from unlearn.training import Snapshot, TrainingRecord, compressed_rates
 
 
 def check_record(record: TrainingRecord | None, rows: Rows, task: Task) -> None:
@@ -56,6 +56,8 @@ def rewind_step(record: TrainingRecord | None, rows: Rows, budget: float) -> int
 
 COMPRESSED_START = 0.4
 """How far into the training a compressed replay of the smallest budget starts."""
+HASTE = 1.5
+"""How much higher than recorded the rates of a compressed replay may be, towards the recorded sum of them."""
 LEAST_STEPS = 15
 """Fewer steps, of which momentum alone spans ten, do not stand for the rest of a training."""
 
@@ -98,6 +100,17 @@ def start_before_learnt(
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         return None
     return start if float((outputs.argmax(1) == before.labels).double().mean()) < 0.5 else None
+
+
+def compressed_schedule(record: TrainingRecord, rows: Rows, start: int, budget: float) -> list[float]:
+    """Return the rates of the steps from ``start`` on that the budget pays for: the rest of the schedule, in a haste.
+
+    Rates are raised so that their sum is that of the rest, but no more than ``HASTE`` times: weights that have seen
+    less training are less sure of themselves than those of a retrain.
+    """
+    steps, left = affordable_steps(record, rows, start, budget), record.steps - start
+    rates: list[float] = (compressed_rates(record, steps, start) * min(HASTE, left / steps)).tolist()
+    return rates
 
 
 def affordable_steps(record: TrainingRecord, rows: Rows, start: int, budget: float) -> int:

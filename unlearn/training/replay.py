@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ def replay(
     record: TrainingRecord,
     *,
     start: int = 0,
-    steps: int | None = None,
+    rates: Sequence[float] | None = None,
     snapshot: Snapshot | None = None,
     take: Callable[[int, Snapshot], None] | None = None,
     description: str = "replaying",
@@ -33,15 +33,15 @@ def replay(
 
     The recorded order, learning rates and settings are used; a removed row leaves its place in the batch empty and
     the loss is the mean over those left (math.md 0). With ``start=0`` and the initial weights this is the coupled
-    retrain. With fewer ``steps`` than are left the rest of the schedule is compressed into them: the batches are the
-    recorded ones from ``start`` on, their rates those of :func:`compressed_rates`.
+    retrain. With rates for fewer steps than are left (:func:`compressed_rates`) it is a compressed replay, of as many
+    recorded batches from ``start`` on.
 
     Args:
         model: weights to start from; not changed.
         data: changed rows.
         record: of the original training, with its row order.
         start: first step to run.
-        steps: how many to run; all that are left if None.
+        rates: learning rates of the steps to run; the recorded ones of all that are left if None.
         snapshot: whose optimizer state to start with; None for a fresh optimizer.
         take: called with a snapshot at the start, at each later step at which the record has one, and at the last; of a
             compressed schedule as far along it, under the recorded step.
@@ -52,7 +52,7 @@ def replay(
 
     Raises:
         RecordError: the record has no row order, rows of the data are not in it, the start is not one of its steps,
-            the record has not so many steps left, or the snapshot is of another architecture.
+            rates for more steps than are left, or the snapshot is of another architecture.
     """
     if record.order is None:
         raise RecordError(
@@ -65,13 +65,13 @@ def replay(
         )
     if not 0 <= start <= record.steps:
         raise RecordError(f"the replay would start at step {start}; the recorded training has steps 0..{record.steps}")
-    left = record.steps - start
-    steps = left if steps is None else steps
+    left, schedule = record.steps - start, record.rates()
+    steps = left if rates is None else len(rates)
     if not min(1, left) <= steps <= left:
         raise RecordError(f"a replay of {steps} steps from step {start}; give 1 to the {left} that are left")
-    rates, scale = record.rates(), steps / left if left else 1.0
-    if steps:
-        rates[start : start + steps] = compressed_rates(record, steps, start)
+    if rates is not None:
+        schedule[start : start + steps] = rates
+    scale = steps / left if left else 1.0
     recorded = {step for step in record.snapshots if take is not None and step > start} | {record.steps}
     names = {start + max(min(1, left), round((step - start) * scale)): step for step in sorted(recorded)}
     model = copy.deepcopy(model)
@@ -87,7 +87,7 @@ def replay(
             optimizer,
             data,
             record.order,
-            rates.tolist(),
+            schedule.tolist(),
             task=get_task(record.task),
             start=begin,
             stop=stop,
