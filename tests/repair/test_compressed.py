@@ -141,7 +141,6 @@ def test_what_the_snapshot_has_learnt_is_not_left_behind_by_it(sgd: Trained) -> 
     assert start_before_learnt(model, late, rows, wrong, 3) == 5 * STEPS
     assert start_before_learnt(model, late, rows, right, 3) is None
     assert start_before_learnt(model, late, rows, wrong + right[: len(wrong) // 2], 3) == 5 * STEPS
-    assert start_before_learnt(model, late, replace(rows, classes=None), wrong, 3) is None
     whole = Changes(tuple(right[:40]))
     assert apply_changes(model, rows, whole, record=late, budget=3).method == "rewind-newton-replay"
 
