@@ -27,6 +27,7 @@ from unlearn.repair.method import MANY, Method, choose_method
 from unlearn.repair.newton import Step
 from unlearn.repair.newton_edit import FINAL_SHARE, REPLAY_SHARE, NewtonEdit, newton_edit
 from unlearn.repair.rewind import check_final_weights, check_record, last_snapshot
+from unlearn.repair.rounding import passes_notes
 from unlearn.repair.trajectory import FACTOR_COST
 from unlearn.repair.unrolled_edit import UnrolledEdit, unrolled_edit
 from unlearn.tasks import Task, get_task
@@ -187,7 +188,7 @@ def apply_changes(
         shared=factors is not None,
         newton_only=[option for option, there in given.items() if there],
     )
-    start, notes = plan.start, list(plan.notes)
+    start, notes = plan.start, [*plan.notes, *passes_notes()]
     check_rule(batch_norm, replays=start is not None, model=model)
     if calibrated is not None:
         notes.append(str(calibrated))
@@ -221,6 +222,7 @@ def apply_changes(
             successor=keeper,
         )
         snapshot, storage, preconditioner = done.snapshot, done.storage, None
+        notes += done.notes
     else:
         done = newton_edit(
             place,

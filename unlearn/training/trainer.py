@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unlearn.data import Rows, draws
 from unlearn.errors import InputError
 from unlearn.inputs import call_model, map_tensors
+from unlearn.precision import precision_of_weights, refuse_half
 from unlearn.progress import track
 from unlearn.tasks import Task, get_task
 from unlearn.training.order import EMPTY, BatchOrder
@@ -42,6 +43,7 @@ def run_steps(
 
     Rows that are not in ``rows`` leave their places empty.
 
+    They are run in the type of the weights, whatever :func:`unlearn.half_precision` says, as they were recorded.
     Random layers (dropout) draw by (seed, step), so that a replay from the middle draws the same; the global seeds are
     left as found. What is minimised is the mean loss of the batch, or
     ``objective(model, mean loss)``.
@@ -57,7 +59,11 @@ def run_steps(
     processed = 0
     model.train()
     deterministic = torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False)
-    with deterministic, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with (
+        deterministic,
+        precision_of_weights(),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
         for step in track(range(start, len(order) if stop is None else stop), description):
             batch = positions[step]
             batch = batch[batch != EMPTY]
@@ -142,7 +148,8 @@ def train(
         The trained copy, in eval mode, and its training record.
 
     Raises:
-        InputError: a snapshot after an epoch that is not run, labels that do not fit, or a loss that is not finite.
+        InputError: a snapshot after an epoch that is not run, labels that do not fit, a loss that is not finite, or
+            half precision around it.
 
     >>> rows = Rows.from_tensors(torch.eye(4), torch.tensor([0, 1, 0, 1]))
     >>> start = nn.Linear(4, 2)
@@ -150,6 +157,7 @@ def train(
     >>> record.steps
     4
     """
+    refuse_half("training is")
     the_task = get_task(task)
     outside = [epoch for epoch in snapshot_epochs if not 0 <= epoch <= settings.epochs]
     if outside:
