@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from unlearn.errors import InputError
 
+__all__ = ["half_precision"]
+
 HALF = (torch.bfloat16, torch.float16)
 _passes: ContextVar[torch.dtype | None] = ContextVar("unlearn-passes", default=None)
 
