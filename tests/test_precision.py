@@ -17,7 +17,8 @@ from unlearn.errors import InputError
 from unlearn.predict import predict
 from unlearn.repair import Changes, apply_changes, restricted_edit
 from unlearn.repair.batch_norm import re_estimate
-from unlearn.training import TrainSettings, train
+from unlearn.repair.unrolled import Unrolled
+from unlearn.training import Snapshot, TrainSettings, train
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 both = pytest.mark.parametrize("dtype", HALF.values(), ids=list(HALF))
@@ -81,6 +82,40 @@ def test_a_sum_of_many_rows_does_not_stall(dtype: torch.dtype) -> None:
     found = loss_gradient(model, rows, task="regression", batch_size=1)["weight"]
     assert found.dtype == torch.float32
     assert found.item() == 2500
+
+
+class Sums(nn.Module):
+    """A weight that a forward pass uses many times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(1, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.one(x) for _ in range(300)]).float().sum(0)
+
+
+def test_uses_of_a_weight_add_up_in_its_own_type() -> None:
+    """Autocast keeps a cast weight for its next uses, and then their gradients are summed in bfloat16: 256 here."""
+    model = Sums()
+    nn.init.zeros_(model.one.weight)
+    with unlearn.half_precision(torch.bfloat16):
+        found = loss_gradient(model, Rows.from_tensors(torch.ones(1, 1), -torch.ones(1, 1)), task="regression")
+    assert found["one.weight"].item() == 300
+
+
+def test_what_a_norm_multiplies_its_weight_with_is_float32() -> None:
+    model, rows = nn.Sequential(nn.Linear(12, 7), nn.LayerNorm(7), nn.Linear(7, 2)).bfloat16(), rows_of()
+    inputs, _ = rows.batch(torch.arange(len(rows)))
+    rows = Rows.from_tensors(inputs.bfloat16(), torch.zeros(len(rows), 2))
+    before = model[0](inputs.bfloat16())
+    after = model[1](before)
+    outputs = model[2](after)
+    (d,) = torch.autograd.grad(outputs.float().square().sum() / 2, after)
+    wanted = d.double() * torch.nn.functional.layer_norm(before.double(), (7,))
+    layers = fit_curvature(model, rows, task="regression").layers
+    _, found = next(layer_gradients(model, rows, "regression", layers))
+    torch.testing.assert_close(found["1"][1][0, :, 0, :7].double(), wanted.detach(), rtol=1e-5, atol=1e-6)
 
 
 SCORES: dict[str, Callable[[nn.Module, Rows], Any]] = {
@@ -281,6 +316,15 @@ def test_an_edit_of_weights_in_half_precision_is_that_of_float32_rounded_once() 
         in note
     )
     assert f"{still} of {len(change)} changed weights are as they were; edit a copy in float32" in note
+
+
+def test_a_moved_snapshot_is_rounded_once() -> None:
+    """1 + 2^-8 lies half-way between two numbers: a change rounded first, then added, goes the other way."""
+    change = {"w": torch.tensor([2.0**-8 + 1e-5])}
+    unrolled = Unrolled(change, change, None, 1.0, 0, 0)  # type: ignore[arg-type]
+    one = torch.ones(1, dtype=torch.bfloat16)
+    moved = unrolled.on(Snapshot({"w": one}, {"momentum_buffer/w": one}))
+    assert moved.weights["w"].item() == moved.optimizer["momentum_buffer/w"].item() == 1 + 2.0**-7
 
 
 @pytest.mark.parametrize("half", ["weights", "passes"])
