@@ -225,6 +225,10 @@ REFUSED: dict[str, tuple[Callable[[nn.Module, Rows], Any], str]] = {
     "training": (lambda m, r: train(m, r, TrainSettings(epochs=1)), "training is not run in torch.bfloat16; leave"),
     "optimum": (lambda m, r: unlearn.train_to_optimum(m, r, weight_decay=0.1), "training to an optimum is not run"),
     "verdict": (lambda m, r: unlearn.compare_models(m, [m, m], r), "a verdict is not run in torch.bfloat16; leave"),
+    "certified head": (
+        lambda m, r: unlearn.train_certified_head(r, weight_decay=0.1, sigma=1, epsilon=1, delta=1e-4, unit_rows=True),
+        "a certified head is not run in torch.bfloat16; leave",
+    ),
     "audit": (lambda m, r: unlearn.membership_audit(m, r, ["0"]), "a membership audit is not run"),
 }
 

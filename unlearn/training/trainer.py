@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,11 +60,9 @@ def run_steps(
     processed = 0
     model.train()
     deterministic = torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False)
-    with (
-        deterministic,
-        precision_of_weights(),
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-    ):
+    own: dict[str, Any] = {"devices": [device], "device_type": device.type}
+    forked = torch.random.fork_rng(**(own if _accelerator(device) else {"devices": []}))
+    with deterministic, precision_of_weights(), forked:
         for step in track(range(start, len(order) if stop is None else stop), description):
             batch = positions[step]
             batch = batch[batch != EMPTY]
@@ -107,9 +106,16 @@ def _diverged(step: int) -> InputError:
 
 def _seed_random_layers(device: torch.device, seed: int) -> None:
     torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
+    accelerator = _accelerator(device)
+    if accelerator is not None:
+        with accelerator.device(device):
+            accelerator.manual_seed(seed)
+
+
+def _accelerator(device: torch.device) -> Any:
+    """Return torch's module of a device with random numbers of its own; None where the CPU's are used."""
+    found = getattr(torch, device.type, None)
+    return found if hasattr(found, "manual_seed") and hasattr(found, "device") else None
 
 
 def _zero_missing_gradients(optimizer: torch.optim.Optimizer) -> None:
