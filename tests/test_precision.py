@@ -6,14 +6,18 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 import unlearn
 from unlearn.curvature import fit_curvature, gauss_newton, layer_gradients, loss_gradient
-from unlearn.data import Rows
+from unlearn.data import Rows, load_data, symmetric_noise
 from unlearn.errors import InputError
+from unlearn.models import build_model
 from unlearn.predict import predict
 from unlearn.repair import Changes, apply_changes, restricted_edit
 from unlearn.repair.batch_norm import re_estimate
@@ -166,6 +170,16 @@ def test_what_was_run_in_half_precision_says_so() -> None:
     assert {score.options["passes"] for score in scores} == {"torch.bfloat16"} == {sketches.options["passes"]}
     assert curvature.options["passes"] == "torch.bfloat16"
     assert "passes" not in unlearn.self_influence(model, rows, curvature=curvature).options  # these are of float32
+
+
+def test_one_output_a_row_in_float16() -> None:
+    model = nn.Sequential(nn.Linear(12, 1), nn.Flatten(0))
+    inputs, _ = rows_of().batch(torch.arange(40))
+    rows = Rows.from_tensors(inputs, torch.zeros(40))
+    wanted = unlearn.self_influence(model, rows, task="regression").values
+    with unlearn.half_precision(torch.float16):
+        found = unlearn.self_influence(model, rows, task="regression").values
+    np.testing.assert_allclose(found, wanted, rtol=0.02, atol=1e-4 * wanted.max())
 
 
 @pytest.mark.parametrize("weights", [False, True])
@@ -340,8 +354,13 @@ def test_every_edit_is_made_in_bfloat16(half: str, tmp_path: Any) -> None:
         start, rows = start.bfloat16(), narrowed(rows, torch.bfloat16)
     settings = TrainSettings(epochs=3, batch_size=20, lr=0.1)
     model, record = train(start, rows, settings, folder=tmp_path, snapshot_epochs=range(4))
-    changes, edits = Changes(("0", "1", "2")), {}
-    for name, options in {"newton": {"budget": 0, "method": "newton"}, "unrolled": {"budget": 0}, "replay": {}}.items():
+    few, many, edits = Changes(("0", "1", "2")), Changes(tuple(map(str, range(20)))), {}
+    for name, changes, options in (
+        ("newton", few, {"budget": 0, "method": "newton"}),
+        ("unrolled", few, {"budget": 0}),
+        ("replay", few, {}),
+        ("head", many, {"budget": 0}),
+    ):
         if half == "weights":
             edits[name] = apply_changes(model, rows, changes, record=record, **options)  # type: ignore[arg-type]
         else:
@@ -352,6 +371,26 @@ def test_every_edit_is_made_in_bfloat16(half: str, tmp_path: Any) -> None:
         assert not edit.failed, name
         assert edit.after["changed_loss"] > edit.before["changed_loss"], name
         assert any(said in note for note in edit.notes), name
+    assert edits["head"].head == "3"
+
+
+@both
+def test_the_bars_of_the_benchmark_on_digits(dtype: torch.dtype) -> None:
+    """The reduced case of ``python -m benchmarks.precision``: rank, error and AUROC against float64."""
+    rows = symmetric_noise(load_data("digits").at(torch.arange(400)), rate=0.1, seed=0)
+    model, _ = train(build_model("mlp", inputs=64, classes=10, widths=[16], seed=0), rows, TrainSettings(epochs=8))
+    inputs, labels = rows.batch(torch.arange(400))
+    assert isinstance(inputs, Tensor)
+    wide = Rows.from_tensors(inputs.double(), labels, ids=rows.ids, classes=10)
+    rank, error = (0.99, 0.05) if dtype == torch.bfloat16 else (0.999, 0.01)
+    for score in (unlearn.self_influence, unlearn.gif_scores):
+        wanted = score(copy.deepcopy(model).double(), wide).values
+        with unlearn.half_precision(dtype):
+            found = score(model, rows).values
+        assert spearmanr(found, wanted).statistic >= rank
+        assert np.linalg.norm(found - wanted) <= error * np.linalg.norm(wanted)
+        wrong = (rows.truth != rows.labels).numpy()  # type: ignore[union-attr]
+        assert abs(roc_auc_score(wrong, found) - roc_auc_score(wrong, wanted)) <= 0.005
 
 
 def test_running_statistics_in_bfloat16_are_sums_in_float32() -> None:

@@ -123,7 +123,7 @@ class Taps:
             InputError: a gradient overflows float16.
         """
         if self._narrow:
-            scale = power_of_two(cotangent.detach().abs().flatten(1).amax(1))
+            scale = power_of_two(cotangent.detach().abs().reshape(len(cotangent), -1).amax(1))
             scaled = cotangent * scale.reshape(-1, *[1] * (cotangent.ndim - 1))
             return {
                 name: check_overflow(d, f"gradients at layer {name!r}").float() / scale[:, None, None]

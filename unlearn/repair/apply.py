@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from unlearn.curvature import Curvature
@@ -16,6 +17,7 @@ from unlearn.curvature.layers import patterns_of
 from unlearn.data import as_rows
 from unlearn.errors import InputError, some
 from unlearn.modes import copy_modes
+from unlearn.precision import refuse_half
 from unlearn.repair.batch_norm import BatchNormRule, check_rule, re_estimate
 from unlearn.repair.calibration import calibration_of
 from unlearn.repair.changes import Changes, emptied_classes, removal
@@ -154,6 +156,7 @@ def apply_changes(
         RecordError: no record where one is needed, or one of another model or of other data.
         StaleCurvatureError: curvature of other weights.
     """
+    refuse_half("edits are", only=torch.float16)
     rows, the_task = as_rows(data), get_task(task)
     changes = changes.on(rows)
     changes.check(rows, allow_empty_class=allow_empty_class)
