@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 import unlearn
 from unlearn.curvature import fit_curvature, gauss_newton, layer_gradients, loss_gradient
 from unlearn.data import Rows, load_data, symmetric_noise
-from unlearn.errors import InputError
+from unlearn.errors import FolderError, InputError
 from unlearn.models import build_model
 from unlearn.predict import predict
 from unlearn.repair import Changes, apply_changes, restricted_edit
 from unlearn.repair.batch_norm import re_estimate
+from unlearn.repair.trajectory import Segment, Trajectory
 from unlearn.repair.unrolled import Unrolled
+from unlearn.tasks import get_task
 from unlearn.training import Snapshot, TrainSettings, train
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -180,6 +183,22 @@ def test_one_output_a_row_in_float16() -> None:
     with unlearn.half_precision(torch.float16):
         found = unlearn.self_influence(model, rows, task="regression").values
     np.testing.assert_allclose(found, wanted, rtol=0.02, atol=1e-4 * wanted.max())
+
+
+def test_what_is_kept_in_a_folder_is_not_mixed_with_another_precision(tmp_path: Path) -> None:
+    rows, settings = rows_of(), TrainSettings(epochs=2, batch_size=20)
+    model, record = train(mlp(), rows, settings, folder=tmp_path / "run", snapshot_epochs=range(3))
+    known = Trajectory(model, record, rows, get_task("classification"), tmp_path / "factors")
+    segment = Segment(0, 4, 2)
+    for fitted in (40, 40):
+        known.curvature(segment, known.halfway(segment))
+        assert known.fitted == fitted
+    curvature = fit_curvature(model, rows)
+    unlearn.score_shards("self-influence", model, rows, tmp_path / "scores", curvature=curvature)
+    with unlearn.half_precision(torch.bfloat16):
+        assert known.curvature(segment, known.halfway(segment)).options["passes"] == "torch.bfloat16"
+        with pytest.raises(FolderError, match="scores"):
+            unlearn.score_shards("self-influence", model, rows, tmp_path / "scores", curvature=curvature)
 
 
 @pytest.mark.parametrize("weights", [False, True])

@@ -28,7 +28,7 @@ def half_precision(dtype: torch.dtype) -> Iterator[None]:
     losses, sums over rows, factors, their decompositions, solves, and the weights of an edit. The type is in
     ``Curvature.options`` and in the options of scores under ``passes``, and in the notes of an edit.
 
-    bfloat16 has the range of float32 and three digits. float16 has one more digit and ends at 65504: each row's
+    bfloat16 has the range of float32 and eight bits. float16 has eleven bits and ends at 65504: each row's
     gradient is scaled by a power of two before its backward pass, values that overflow are an error, and edits and
     exact Gauss-Newton products, whose sums over rows have no scale that suits all, are refused. Training, optima,
     audits and verdicts are refused in either type; an edit replays recorded steps in the type of the weights.

@@ -1,7 +1,7 @@
 """What half precision does to an edit: the rounding of its weights, and the type of its passes, as notes.
 
-An edit is computed in float32 at least and rounded once to the type of the weights. bfloat16 has three digits, so an
-edit that moves a weight by less than 1/512 of it does not move it at all.
+An edit is computed in float32 at least and rounded once to the type of the weights. bfloat16 has eight bits, so an
+edit that moves a weight by less than 1/512 of it may not move it at all.
 """
 
 from __future__ import annotations
