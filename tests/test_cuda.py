@@ -101,6 +101,6 @@ def test_half_precision(trained: Trained, dtype: torch.dtype) -> None:
     wanted = unlearn.self_influence(other, rows).values
     with unlearn.half_precision(dtype):
         found = unlearn.self_influence(other, rows)
-    assert found.options["passes"] == str(dtype)
+    assert found.options["precision"] == str(dtype)
     error = torch.from_numpy(found.values - wanted).norm() / torch.from_numpy(wanted).norm()
     assert 0 < error < (0.05 if dtype == torch.bfloat16 else 0.01)

@@ -162,17 +162,17 @@ def test_scores_in_half_precision_are_near_those_of_float32(
 
 def test_what_was_run_in_half_precision_says_so() -> None:
     model, rows = mlp(), rows_of()
-    assert fit_curvature(model, rows).options["passes"] is None
-    assert "passes" not in unlearn.self_influence(model, rows).options
+    assert fit_curvature(model, rows).options["precision"] is None
+    assert "precision" not in unlearn.self_influence(model, rows).options
     with unlearn.half_precision(torch.bfloat16):
         curvature = fit_curvature(model, rows)
         scores = [unlearn.detect.loss(model, rows), unlearn.outlier_gradients(model, rows, detector="l1")]
         scores += [score(model, rows, curvature=curvature) for score in (unlearn.self_influence, unlearn.gif_scores)]
         scores += [unlearn.harm(model, rows, rows, solver=curvature)]
         sketches = unlearn.gradient_sketches(model, rows, size=8)
-    assert {score.options["passes"] for score in scores} == {"torch.bfloat16"} == {sketches.options["passes"]}
-    assert curvature.options["passes"] == "torch.bfloat16"
-    assert "passes" not in unlearn.self_influence(model, rows, curvature=curvature).options  # these are of float32
+    assert {score.options["precision"] for score in scores} == {"torch.bfloat16"} == {sketches.options["precision"]}
+    assert curvature.options["precision"] == "torch.bfloat16"
+    assert "precision" not in unlearn.self_influence(model, rows, curvature=curvature).options  # these are of float32
 
 
 def test_one_output_a_row_in_float16() -> None:
@@ -196,7 +196,7 @@ def test_what_is_kept_in_a_folder_is_not_mixed_with_another_precision(tmp_path: 
     curvature = fit_curvature(model, rows)
     unlearn.score_shards("self-influence", model, rows, tmp_path / "scores", curvature=curvature)
     with unlearn.half_precision(torch.bfloat16):
-        assert known.curvature(segment, known.halfway(segment)).options["passes"] == "torch.bfloat16"
+        assert known.curvature(segment, known.halfway(segment)).options["precision"] == "torch.bfloat16"
         with pytest.raises(FolderError, match="scores"):
             unlearn.score_shards("self-influence", model, rows, tmp_path / "scores", curvature=curvature)
 

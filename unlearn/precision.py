@@ -26,7 +26,7 @@ def half_precision(dtype: torch.dtype) -> Iterator[None]:
 
     The model is run under ``torch.autocast`` of this type. What is made of the passes is float32 at least: outputs and
     losses, sums over rows, factors, their decompositions, solves, and the weights of an edit. The type is in
-    ``Curvature.options`` and in the options of scores under ``passes``, and in the notes of an edit.
+    ``Curvature.options`` and in the options of scores under ``precision``, and in the notes of an edit.
 
     bfloat16 has the range of float32 and eight bits. float16 has eleven bits and ends at 65504: each row's
     gradient is scaled by a power of two before its backward pass, values that overflow are an error, and edits and
@@ -43,7 +43,7 @@ def half_precision(dtype: torch.dtype) -> Iterator[None]:
     >>> model, data = nn.Linear(2, 2), (torch.eye(2), torch.tensor([0, 1]))
     >>> with half_precision(torch.bfloat16):
     ...     curvature = fit_curvature(model, data)
-    >>> curvature.options["passes"], curvature.blocks[""].eigenvalues.dtype
+    >>> curvature.options["precision"], curvature.blocks[""].eigenvalues.dtype
     ('torch.bfloat16', torch.float32)
     """
     if dtype not in HALF:
@@ -70,21 +70,21 @@ def type_of_passes() -> torch.dtype | None:
     return _passes.get()
 
 
-def name_of_passes() -> str | None:
+def precision_name() -> str | None:
     """Return the name of the type that passes are run in; None for that of the weights."""
     dtype = _passes.get()
     return None if dtype is None else str(dtype)
 
 
-def named_passes() -> dict[str, str]:
+def precision_option() -> dict[str, str]:
     """Return what options of scores say of the passes: nothing where they are in the type of the weights.
 
     >>> with half_precision(torch.bfloat16):
-    ...     named_passes()
-    {'passes': 'torch.bfloat16'}
+    ...     precision_option()
+    {'precision': 'torch.bfloat16'}
     """
-    name = name_of_passes()
-    return {} if name is None else {"passes": name}
+    name = precision_name()
+    return {} if name is None else {"precision": name}
 
 
 def refuse_half(what: str, *, only: torch.dtype | None = None) -> None:

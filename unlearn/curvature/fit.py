@@ -18,7 +18,7 @@ from unlearn.curvature.layers import find_layers, patterns_of
 from unlearn.curvature.taps import TAP_BATCH
 from unlearn.data import as_rows
 from unlearn.errors import InputError, did_you_mean
-from unlearn.precision import name_of_passes
+from unlearn.precision import precision_name
 from unlearn.ranks import ranks_agree
 from unlearn.tasks import Task, get_task
 
@@ -92,7 +92,7 @@ def fit_curvature(
         "seed": seed,
         "skip": skip,
         "dtype": None if dtype is None else str(dtype),
-        "passes": name_of_passes(),
+        "precision": precision_name(),
     }
     ranks_agree("set of options", repr(options), "pass the same to fit_curvature on each")
     stream = FisherStream(model, rows, loss, layers, fisher, seed, batch_size, dtype, keep)

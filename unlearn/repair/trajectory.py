@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from unlearn.curvature import Curvature, fit_curvature, load_curvature
 from unlearn.data import Rows
 from unlearn.errors import FolderError, StaleCurvatureError
-from unlearn.precision import name_of_passes
+from unlearn.precision import precision_name
 from unlearn.tasks import Task
 from unlearn.training import Snapshot, TrainingRecord
 
@@ -108,7 +108,7 @@ class Trajectory:
         if place is not None:
             try:
                 known = load_curvature(place, model, self.rows, task=self.task.name, kind="ekfac")
-                if known.options.get("passes") == name_of_passes():
+                if known.options.get("precision") == precision_name():
                     return known
             except (FolderError, StaleCurvatureError):
                 pass  # none yet, or of another training: fitted anew below, as those of another precision are
