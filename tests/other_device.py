@@ -25,6 +25,7 @@ class Elsewhere(Tensor):
     """A tensor that says it is on the device."""
 
     held: Tensor
+    is_meta = False  # which would say that there are no values
 
     @staticmethod
     def __new__(cls, held: Tensor) -> Elsewhere:

@@ -28,7 +28,7 @@ def test_rooms_import_only_from_the_same_floor_or_below() -> None:
     import ast
 
     floors = {
-        "errors": 0, "inputs": 0, "atomic": 0, "progress": 0, "modes": 0, "ranks": 0, "extras": 0,
+        "errors": 0, "inputs": 0, "atomic": 0, "progress": 0, "modes": 0, "precision": 0, "ranks": 0, "extras": 0,
         "data": 1, "models": 1, "tasks": 1, "checkpoint": 1, "recipe": 1, "predict": 1,
         "source_options": 1,
         "curvature": 2, "training": 2, "detect": 3, "repair": 3, "report": 4, "verification": 4,

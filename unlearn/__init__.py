@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from unlearn.detect import top_influence as top_influence
     from unlearn.detect import tracin as tracin
     from unlearn.models import build_model as build_model
+    from unlearn.precision import half_precision as half_precision
     from unlearn.repair import CertifiedHead as CertifiedHead
     from unlearn.repair import Changes as Changes
     from unlearn.repair import Edit as Edit
@@ -131,6 +132,7 @@ _ROOMS = {
         "tracin",
     ),
     "unlearn.models": ("build_model",),
+    "unlearn.precision": ("half_precision",),
     "unlearn.repair": (
         "CertifiedHead",
         "Changes",

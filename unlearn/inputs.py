@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from unlearn.errors import InputError
+from unlearn.precision import HALF, at_least_float32, passes
 
 Inputs = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 
@@ -84,12 +86,12 @@ def shapes_of(inputs: Inputs) -> str:
 
 
 def call_model(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-    """Return the model's outputs, at other weights where these are given.
+    """Return the model's outputs, float32 at least, at other weights where these are given.
 
     Outputs that are no tensor must have ``logits`` (as those of Hugging Face models have).
 
     Raises:
-        InputError: outputs of another kind.
+        InputError: outputs of another kind, or what :func:`unlearn.precision.passes` refuses.
 
     >>> import torch
     >>> call_model(nn.Identity(), torch.ones(1))
@@ -101,9 +103,16 @@ def call_model(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] |
         keywords = dict(inputs)
     else:
         arguments = (inputs,) if isinstance(inputs, Tensor) else inputs
-    outputs = (
-        model(*arguments, **keywords) if weights is None else functional_call(model, dict(weights), arguments, keywords)
-    )
+    device = next(iter(named_tensors(inputs).values())).device
+    with passes(device):
+        try:
+            if weights is None:
+                outputs = model(*arguments, **keywords)
+            else:
+                outputs = functional_call(model, dict(weights), arguments, keywords)
+        except RuntimeError as error:
+            _check_types(model, inputs, error)
+            raise
     if not isinstance(outputs, Tensor):
         outputs = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
     if not isinstance(outputs, Tensor):
@@ -111,4 +120,15 @@ def call_model(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] |
             f"{type(model).__name__} returns neither a tensor nor something with logits; wrap it in a module that "
             "returns one tensor, first dimension rows"
         )
-    return outputs
+    return at_least_float32(outputs)
+
+
+def _check_types(model: nn.Module, inputs: Inputs, error: RuntimeError) -> None:
+    """Explain a forward pass that failed where the model's weights are half precision and its inputs are not."""
+    rows = {part.dtype for part in named_tensors(inputs).values() if part.is_floating_point()}
+    half = {parameter.dtype for parameter in model.parameters()}.intersection(HALF) - rows
+    if rows and half and not isinstance(error, torch.OutOfMemoryError):
+        raise InputError(
+            f"the model's weights are {half.pop()}, inputs {rows.pop()}, and its forward pass fails ({error}); give "
+            "rows in the type of the weights, or use unlearn.half_precision with it"
+        ) from error

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 ROOMS = (
     "data", "models", "tasks", "training", "curvature", "detect", "repair", "verification", "checkpoint", "report",
-    "review", "requests", "pipeline",
+    "review", "requests", "pipeline", "precision",
 )  # fmt: skip
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
 _UNESCAPED = {"&lt;": "<", "&gt;": ">", "&amp;": "&"}
@@ -65,7 +65,8 @@ def result_page(path: Path) -> str:
 
 def room_page(room: str) -> str:
     """Return the Python reference of a room: each of its public names, taken from where it is defined."""
-    module = ast.parse((ROOT / "unlearn" / room / "__init__.py").read_text())
+    folder = ROOT / "unlearn" / room
+    module = ast.parse((folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")).read_text())
     homes, names = {}, []
     for node in module.body:
         if isinstance(node, ast.ImportFrom):

@@ -19,6 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from unlearn.errors import InputError
+from unlearn.precision import at_least_float32
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CALLS: dict[Callable[..., Any], tuple[str, tuple[str, ...]]] = {
@@ -74,9 +75,11 @@ class Call:
         return found
 
     def normalized(self) -> Tensor:
-        """Return what a normalisation multiplies its weight with."""
+        """Return what a normalisation multiplies its weight with, float32 at least."""
         function = next(function for function, (kind, _) in _CALLS.items() if kind == self.kind)
-        found: Tensor = function(**{name: value for name, value in self.arguments.items() if name not in _ROLES})
+        alone = {name: value for name, value in self.arguments.items() if name not in _ROLES}
+        wide = {name: at_least_float32(x) if isinstance(x, Tensor) else x for name, x in alone.items()}
+        found: Tensor = function(**wide)
         return found
 
 

@@ -18,6 +18,7 @@ from unlearn.curvature.layers import find_layers, patterns_of
 from unlearn.curvature.taps import TAP_BATCH
 from unlearn.data import as_rows
 from unlearn.errors import InputError, did_you_mean
+from unlearn.precision import precision_name
 from unlearn.ranks import ranks_agree
 from unlearn.tasks import Task, get_task
 
@@ -55,6 +56,8 @@ def fit_curvature(
         batch_size: rows at a time; changes time and memory, not the result.
         dtype: type of the factors; by default that of the weights, float32 at least.
 
+    The model is run in the type of its weights, or of :func:`unlearn.half_precision`; sums are of the factors' type.
+
     Several ranks (:mod:`unlearn.ranks`) share the rows out, and the eigendecompositions; each returns the whole.
 
     Raises:
@@ -89,6 +92,7 @@ def fit_curvature(
         "seed": seed,
         "skip": skip,
         "dtype": None if dtype is None else str(dtype),
+        "precision": precision_name(),
     }
     ranks_agree("set of options", repr(options), "pass the same to fit_curvature on each")
     stream = FisherStream(model, rows, loss, layers, fisher, seed, batch_size, dtype, keep)

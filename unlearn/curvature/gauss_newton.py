@@ -22,6 +22,7 @@ from unlearn.data import DEFAULT_BATCH, Rows, as_rows, within_memory
 from unlearn.errors import InputError, did_you_mean, some
 from unlearn.inputs import Inputs, call_model
 from unlearn.modes import evaluation, plain_attention
+from unlearn.precision import at_least_float32, check_overflow, power_of_two, refuse_half, type_of_passes, widened
 from unlearn.ranks import sum_over_ranks
 from unlearn.tasks import Task, get_task
 
@@ -36,6 +37,8 @@ with warnings.catch_warnings(), contextlib.suppress(ImportError):
 class GaussNewton:
     """The Gauss-Newton matrix of the mean loss over rows, at the weights the model had when this was made.
 
+    Weights of half precision are taken in float32, and so are its products.
+
     Attributes:
         parameters: names of the parameters it acts on.
         cost: what its products cost so far: 4 for each row of each product (forward 1; JVP 2 and VJP 2 share it).
@@ -44,8 +47,9 @@ class GaussNewton:
     def __init__(
         self, model: nn.Module, rows: Rows, task: Task, parameters: Iterable[str] | None, batch_size: int
     ) -> None:
+        refuse_half("exact Gauss-Newton products are", only=torch.float16)
         check_ranks(model, rows)
-        self._model = model
+        self._model = model = widened(model)
         self._rows = rows
         self._task = task
         self._batch_size = batch_size
@@ -57,8 +61,9 @@ class GaussNewton:
         """Return G v.
 
         Raises:
-            InputError: keys or shapes of the vector are not those of the parameters.
+            InputError: keys or shapes of the vector are not those of the parameters, or passes are in float16.
         """
+        refuse_half("exact Gauss-Newton products are", only=torch.float16)
         weights = {name: self._state[name] for name in self.parameters}
         _check_vector(vector, weights)
         fixed = {name: value for name, value in self._state.items() if name not in weights}
@@ -120,7 +125,7 @@ def loss_gradient(
     parameters: Iterable[str] | None = None,
     batch_size: int = DEFAULT_BATCH,
 ) -> Vector:
-    """Return the gradient of the *sum* of the rows' losses; the parameters' own ``.grad`` is left as found.
+    """Return the gradient of the *sum* of the rows' losses, float32 at least; ``.grad`` is left as found.
 
     Args:
         model: any module; run in evaluation mode.
@@ -128,6 +133,9 @@ def loss_gradient(
         task: ``classification``, ``regression`` or a :class:`unlearn.tasks.Task`.
         parameters: names of the parameters; by default all that are trained.
         batch_size: rows at a time.
+
+    Raises:
+        InputError: an unknown parameter name, or a gradient that overflows float16.
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> _ = nn.init.ones_(model.weight)
@@ -139,14 +147,20 @@ def loss_gradient(
     names = _names(model, parameters)
     state = dict(_state(model))
     weights = {name: state[name].detach().requires_grad_() for name in names}
-    total = zeros_like({name: state[name].detach() for name in names})
+    total = zeros_like({name: at_least_float32(state[name].detach()) for name in names})
+    narrow = torch.float16 in (type_of_passes(), *(weight.dtype for weight in weights.values()))
 
     def gradient(_: Tensor, inputs: Inputs, labels: Tensor) -> Vector:
         with torch.enable_grad():
             outputs = call_model(model, inputs, weights)
             loss.check(outputs.detach(), labels)
             value = loss.loss(outputs, labels).sum()
+            if narrow:  # the largest output gradient of the batch becomes about 1
+                scale = power_of_two(loss.output_gradient(outputs.detach(), labels).abs().max())
+                value = value * scale
         found = torch.autograd.grad(value, list(weights.values()), materialize_grads=True)
+        if narrow:
+            found = tuple(check_overflow(part, "loss gradients").float() / scale for part in found)
         return dict(zip(names, found, strict=True))
 
     for part in _over_batches(model, rows, batch_size, gradient, "loss gradient"):

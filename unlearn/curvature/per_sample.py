@@ -15,6 +15,7 @@ from unlearn.curvature.layers import Layer
 from unlearn.curvature.taps import Taps, rows_at_once
 from unlearn.data import DEFAULT_BATCH, as_rows, within_memory
 from unlearn.inputs import Inputs
+from unlearn.precision import at_least_float32
 from unlearn.tasks import Task, get_task
 
 LayerGradients = dict[str, tuple[Tensor, Tensor]]
@@ -43,8 +44,8 @@ def layer_gradients(
         shared: take this rank's rows only; the caller adds up, see :mod:`unlearn.ranks`.
 
     Yields:
-        Positions of the rows, and by layer name (a, d): inputs (g, b, t, i) and output gradients (g, b, t, o). The
-        gradient of row b's loss in the layer's block is sum_t d[:, b, t] a[:, b, t]^T.
+        Positions of the rows, and by layer name (a, d): inputs (g, b, t, i) and output gradients (g, b, t, o), float32
+        at least. The gradient of row b's loss in the layer's block is sum_t d[:, b, t] a[:, b, t]^T.
 
     >>> import torch
     >>> from unlearn.curvature.layers import find_layers
@@ -65,7 +66,8 @@ def layer_gradients(
         values = outputs.detach()
         loss.check(values, labels)
         found = taps.gradients(outputs, loss.output_gradient(values, labels))
-        pairs = {layer.name: (taps.inputs(layer), found[layer.name]) for layer in layers}
+        wide = at_least_float32
+        pairs = {layer.name: (wide(taps.inputs(layer)), wide(found[layer.name])) for layer in layers}
         if output_rows is not None:
             output_rows(positions, values, labels)
         return positions, pairs

@@ -25,6 +25,7 @@ from unlearn.curvature.row_gradients import row_gradients
 from unlearn.errors import UnsupportedLayerError
 from unlearn.inputs import Inputs, call_model, row_count
 from unlearn.modes import evaluation, plain_attention
+from unlearn.precision import at_least_float32, check_overflow, power_of_two, type_of_passes
 
 TAP_BATCH = 512  # more rows than a forward pass needs: products with wide factors gain by them
 _BATCH_BYTES = 256 * 2**20
@@ -61,6 +62,7 @@ class Taps:
         self._calls: dict[str, list[Call]] = {}
         self._batch: Inputs | None = None
         self._like = torch.empty(0)
+        self._narrow = False
 
     def run(self, inputs: Inputs) -> Tensor:
         """Run the model on a batch and return its outputs, with their graph.
@@ -82,6 +84,7 @@ class Taps:
             self._check(layer, rows, recorder.others)
         self._batch = inputs
         self._like = outputs.new_ones(rows)
+        self._narrow = torch.float16 in (type_of_passes(), *(parameter.dtype for parameter in self._model.parameters()))
         return outputs
 
     def inputs(self, layer: Layer, samples: slice = slice(None)) -> Tensor:
@@ -106,6 +109,8 @@ class Taps:
     def gradients(self, outputs: Tensor, cotangent: Tensor, *, again: bool = False) -> dict[str, Tensor]:
         """Pull a gradient at the model's outputs back to the layers' outputs.
 
+        In float16 each row is scaled by a power of two on its way, and what is returned is float32.
+
         Args:
             outputs: what :meth:`run` returned.
             cotangent: gradient there, of the same shape; row b is the gradient of sample b's own loss.
@@ -113,7 +118,20 @@ class Taps:
 
         Returns:
             Output gradients by layer name, each of shape (g, b, t, o).
+
+        Raises:
+            InputError: a gradient overflows float16.
         """
+        if self._narrow:
+            scale = power_of_two(cotangent.detach().abs().reshape(len(cotangent), -1).amax(1))
+            scaled = cotangent * scale.reshape(-1, *[1] * (cotangent.ndim - 1))
+            return {
+                name: check_overflow(d, f"gradients at layer {name!r}").float() / scale[:, None, None]
+                for name, d in self._pulled(outputs, scaled, again).items()
+            }
+        return self._pulled(outputs, cotangent, again)
+
+    def _pulled(self, outputs: Tensor, cotangent: Tensor, again: bool) -> dict[str, Tensor]:
         edges = [call.edge for calls in self._calls.values() for call in calls if call.edge is not None]
         raw = iter(torch.autograd.grad(outputs, edges, cotangent, again, allow_unused=True) if edges else ())
         found = {}
@@ -184,6 +202,7 @@ def _gradients(layer: Layer, call: Call, dim: int, d: Tensor) -> Tensor:
             return d.reshape(len(d), g, o, -1).permute(1, 0, 3, 2)
         d = d.movedim(dim, 0)
         return d.reshape(1, len(d), -1, o)
+    d = at_least_float32(d)
     parts = [d * call.normalized() if name == call.weight else d for name in layer.parameters]
     channels = call.arguments.get("normalized_shape")
     summed = []

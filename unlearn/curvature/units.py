@@ -17,6 +17,7 @@ from unlearn.curvature.per_sample import layer_gradients
 from unlearn.curvature.vectors import Vector
 from unlearn.data import DEFAULT_BATCH, as_rows
 from unlearn.errors import InputError, did_you_mean
+from unlearn.precision import at_least_float32
 from unlearn.tasks import Task
 
 Select = Literal["outputs", "gradients"]
@@ -45,7 +46,7 @@ class UnitActivity:
     def __init__(self, model: nn.Module, select: Select) -> None:
         self._modules = dict(model.named_modules())
         self._select = select
-        self._weights = {name: value.detach() for name, value in model.named_parameters()}
+        self._weights = {name: at_least_float32(value.detach()) for name, value in model.named_parameters()}
 
     def __call__(self, layer: Layer, a: Tensor, d: Tensor) -> Tensor:
         """Return (b, u) of a layer's inputs (g, b, t, i) and output gradients (g, b, t, o)."""

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from unlearn.precision import at_least_float32
+
 Vector = dict[str, Tensor]
 
 
@@ -16,7 +18,7 @@ def dot(x: Vector, y: Vector) -> float:
     >>> dot({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0])})
     11.0
     """
-    return float(sum((x[name] * y[name]).sum() for name in x))
+    return float(sum((at_least_float32(x[name]) * y[name]).sum() for name in x))
 
 
 def norm(x: Vector) -> float:

@@ -11,6 +11,7 @@ from unlearn.curvature import Curvature, fit_curvature
 from unlearn.curvature.fit import CurvatureKind
 from unlearn.data import Rows
 from unlearn.errors import InputError, StaleCurvatureError
+from unlearn.precision import precision_option
 from unlearn.tasks import Task
 
 DEFAULT_SHARE = 0.1
@@ -37,13 +38,17 @@ class DampedCurvature:
 
     @property
     def options(self) -> dict[str, object]:
-        """What scores report: kind, damping, its share of the mean eigenvalue (None if that is 0), weight decay."""
+        """What scores report: kind, damping, its share of the mean eigenvalue (None if that is 0), weight decay.
+
+        In half precision also ``precision``, the type of the scores' own; a curvature says what it was fitted in.
+        """
         mean = self.curvature.mean_eigenvalue
         return {
             "kind": self.curvature.kind,
             "damping": self.damping,
             "damping_share": self.damping / mean if mean > 0 else None,
             "weight_decay": self.weight_decay,
+            **precision_option(),
         }
 
 

@@ -13,6 +13,7 @@ from unlearn.curvature.make_solver import SolverKind
 from unlearn.data import Rows
 from unlearn.detect.damped_curvature import DampedCurvature, check_options, damped_curvature
 from unlearn.errors import InputError
+from unlearn.precision import precision_option
 from unlearn.tasks import Task
 
 FIT_EPOCHS = {"ekfac": 2.0, "kfac": 1.0, "diagonal": 1.0, "pcg": 2.0}
@@ -61,6 +62,7 @@ class DampedSolver:
             "damping": self.damping,
             "damping_share": None,
             "weight_decay": self.weight_decay,
+            **precision_option(),
         }
 
     def epochs(self, rows: int) -> float:

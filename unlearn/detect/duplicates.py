@@ -16,6 +16,7 @@ from unlearn.detect.scores import Scores
 from unlearn.errors import InputError
 from unlearn.inputs import call_model, named_tensors
 from unlearn.modes import evaluation
+from unlearn.precision import precision_option
 
 CHUNK = 1024
 MOST_PAIRS = 1_000_000
@@ -56,7 +57,7 @@ def duplicate_scores(
     for i, j, similarity in _chunks(features, chunk):
         best[i : i + chunk] = torch.maximum(best[i : i + chunk], similarity.amax(1))
         best[j : j + chunk] = torch.maximum(best[j : j + chunk], similarity.amax(0))
-    options = {"features": source, "cost_epochs": 0.0 if model is None else _FORWARD}
+    options = {"features": source, "cost_epochs": 0.0 if model is None else _FORWARD, **precision_option()}
     return Scores(rows.ids, best.clamp(-1, 1).double().numpy(), "duplicates", options)
 
 

@@ -15,6 +15,7 @@ from unlearn.data import DEFAULT_BATCH, Rows, as_rows
 from unlearn.detect.gif import Scope
 from unlearn.detect.scores import Scores
 from unlearn.errors import InputError, did_you_mean
+from unlearn.precision import precision_option
 from unlearn.progress import track
 from unlearn.tasks import Task, get_task
 
@@ -117,6 +118,7 @@ def gif_exact(
         "weight_decay": float(weight_decay),
         "products": products,
         "cost_epochs": 1 + (ratio is not None) * (1 + (scope == "data")) + spent / (3 * len(rows)),
+        **precision_option(),
     }
     return Scores(rows.ids, values.numpy(), "gif-exact" + ("" if method == "gif" else f"-{method}"), options)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from unlearn.data import DEFAULT_BATCH, as_rows
 from unlearn.detect.scores import Scores
+from unlearn.precision import precision_option
 from unlearn.predict import predict
 from unlearn.tasks import Task, get_task
 
@@ -36,4 +37,4 @@ def loss(
     outputs = predict(model, rows, batch_size=batch_size)
     the_task.check(outputs, rows.labels)
     values = the_task.loss(outputs.double(), rows.labels).numpy()
-    return Scores(rows.ids, np.asarray(values, dtype=np.float64), "loss")
+    return Scores(rows.ids, np.asarray(values, dtype=np.float64), "loss", precision_option())

@@ -21,6 +21,7 @@ from unlearn.data import DEFAULT_BATCH, Rows, as_rows, draws
 from unlearn.detect.gradient_norms import absolute_sums, squared_norms
 from unlearn.detect.scores import Scores
 from unlearn.errors import InputError, did_you_mean
+from unlearn.precision import precision_option
 from unlearn.tasks import Task, get_task
 
 OutlierDetector = Literal["isolation-forest", "l1", "l2"]
@@ -90,7 +91,12 @@ def outlier_gradients(
     rows, the_task = as_rows(data), get_task(task)
     layer = last_called(find_layers(model, rows, skip).layers)
     g, o, i = layer.shape
-    options: dict[str, object] = {"detector": detector, "layer": layer.name, "features": g * o * i}
+    options: dict[str, object] = {
+        "detector": detector,
+        "layer": layer.name,
+        "features": g * o * i,
+        **precision_option(),
+    }
     if detector == "isolation-forest":
         forest = _Forest(model, rows, the_task, layer, batch_size, max_features, trees, seed)
         values = forest.scores()

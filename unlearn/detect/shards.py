@@ -21,6 +21,7 @@ from unlearn.detect.scores import Scores
 from unlearn.detect.self_influence import self_influence
 from unlearn.detect.shard_files import FORMAT, ScoreShards, begin, check_part, finish, part_path, write_part
 from unlearn.errors import InputError, did_you_mean
+from unlearn.precision import precision_option
 from unlearn.tasks import get_task
 
 SHARD_ROWS = 65_536
@@ -93,6 +94,7 @@ def score_shards(
         "rows": None if rows is None else len(rows),
         "shard_rows": shard_rows,
         "options": {name: _described(name, value) for name, value in sorted(options.items())},
+        **precision_option(),
     }
     folder = make_folder(folder)
     run = begin(folder, manifest)

@@ -25,6 +25,7 @@ from unlearn.detect.damped_curvature import damped_curvature
 from unlearn.detect.signed_group_sums import SignedGroupSums
 from unlearn.detect.sketch_index import Sketches
 from unlearn.errors import InputError
+from unlearn.precision import precision_option
 from unlearn.tasks import Task, get_task
 
 
@@ -116,6 +117,7 @@ def gradient_sketches(
         "layers": {layer.name: list(layer.shape) for layer in layers},
         "compression": sums.digest,
         "preconditioner": preconditioner,
+        **precision_option(),
     }
     values = torch.zeros(len(rows), size)
     for positions, gradients in layer_gradients(model, rows, the_task, layers, batch_size):

@@ -19,6 +19,7 @@ from unlearn.detect.harm import gradient_products, mean_gradient
 from unlearn.detect.recorded_steps import recorded_steps
 from unlearn.detect.scores import Scores
 from unlearn.errors import InputError
+from unlearn.precision import precision_option
 from unlearn.tasks import Task, get_task
 from unlearn.training import TrainingRecord
 
@@ -101,5 +102,6 @@ def tracin(
         "rates": rates,
         "validation_rows": 0 if trusted is None else len(trusted),
         "cost_epochs": len(chosen) * passes / len(rows),
+        **precision_option(),
     }
     return Scores(rows.ids, values.numpy(), "tracin" if trusted is None else "tracin-validation", options)

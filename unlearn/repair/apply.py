@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from unlearn.curvature import Curvature
@@ -15,6 +16,7 @@ from unlearn.curvature.layers import patterns_of
 from unlearn.data import as_rows
 from unlearn.errors import InputError, some
 from unlearn.modes import copy_modes
+from unlearn.precision import refuse_half
 from unlearn.repair.batch_norm import BatchNormRule, check_rule, re_estimate
 from unlearn.repair.calibration import calibration_of
 from unlearn.repair.changes import Changes, emptied_classes, removal
@@ -26,6 +28,7 @@ from unlearn.repair.method import MANY, Method, choose_method
 from unlearn.repair.newton import Step
 from unlearn.repair.newton_edit import FINAL_SHARE, REPLAY_SHARE, newton_edit
 from unlearn.repair.rewind import check_record, compressed_schedule, rewound, start_before_learnt
+from unlearn.repair.rounding import passes_notes
 from unlearn.repair.trajectory import FACTOR_COST
 from unlearn.repair.unrolled_edit import unrolled_edit
 from unlearn.tasks import Task, get_task
@@ -154,6 +157,7 @@ def apply_changes(
         RecordError: no record where one is needed, or one of another model or of other data.
         StaleCurvatureError: curvature of other weights.
     """
+    refuse_half("edits are", only=torch.float16)
     rows, the_task = as_rows(data), get_task(task)
     changes = changes.on(rows)
     changes.check(rows, allow_empty_class=allow_empty_class)
@@ -197,7 +201,7 @@ def apply_changes(
         shared=factors is not None,
         newton_only=[option for option, there in given.items() if there],
     )
-    start, notes = plan.start, list(plan.notes)
+    start, notes = plan.start, [*plan.notes, *passes_notes()]
     check_rule(batch_norm, replays=start is not None, model=model)
     if calibrated is not None:
         notes.append(str(calibrated))
@@ -232,6 +236,7 @@ def apply_changes(
         )
         moved, snapshot, storage = unrolled.model, unrolled.snapshot, unrolled.storage
         solve_cost, factor_rows = unrolled.cost, unrolled.factor_rows
+        notes += unrolled.notes
     elif not plan.compressed:
         newton = newton_edit(
             place,

@@ -16,6 +16,7 @@ from unlearn.data import DEFAULT_BATCH, Rows
 from unlearn.errors import InputError, did_you_mean
 from unlearn.inputs import call_model, map_tensors
 from unlearn.modes import evaluation
+from unlearn.precision import precision_of_weights, widened
 
 BatchNormRule = Literal["re-estimate", "freeze"]
 
@@ -45,7 +46,8 @@ def re_estimate(model: nn.Module, rows: Rows, *, batch_size: int = DEFAULT_BATCH
 
     Each batch norm normalises by its batch while its statistics are averaged, as in training and in
     ``torch.optim.swa_utils.update_bn``; all other layers are in evaluation mode, so that dropout is off. The batches
-    are of sizes that differ by at most one, so that each row counts alike. Modes and momenta are left as found.
+    are of sizes that differ by at most one, so that each row counts alike. Modes and momenta are left as found. The
+    averages are taken in float32 at least.
 
     Args:
         model: whose statistics are set.
@@ -61,6 +63,7 @@ def re_estimate(model: nn.Module, rows: Rows, *, batch_size: int = DEFAULT_BATCH
     >>> float(model.running_mean), float(model.running_var)
     (3.0, 4.0)
     """
+    found, model = running(model), widened(model)
     norms = running(model)
     if not norms:
         return 0
@@ -68,7 +71,7 @@ def re_estimate(model: nn.Module, rows: Rows, *, batch_size: int = DEFAULT_BATCH
     momenta = [norm.momentum for norm in norms]
     parts = torch.arange(len(rows)).tensor_split(-(-len(rows) // batch_size))
     try:
-        with evaluation(model), torch.no_grad():
+        with evaluation(model), precision_of_weights(), torch.no_grad():
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None
@@ -78,4 +81,7 @@ def re_estimate(model: nn.Module, rows: Rows, *, batch_size: int = DEFAULT_BATCH
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+    for own, norm in zip(found, norms, strict=True):
+        if own is not norm:
+            own.load_state_dict(norm.state_dict())
     return len(rows)

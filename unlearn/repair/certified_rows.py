@@ -12,6 +12,7 @@ from unlearn.errors import InputError, UncertifiedError, some
 from unlearn.inputs import named_tensors
 from unlearn.models import LinearHead
 from unlearn.models.linear import unit_length
+from unlearn.precision import refuse_half
 from unlearn.predict import predict
 from unlearn.training import SignedRows
 
@@ -36,6 +37,7 @@ def check_certified(model: LinearHead, data: Rows) -> None:
 
 def features_of(data: Rows, extractor: nn.Module | None) -> Tensor:
     """Return features in float64, shape (n, d)."""
+    refuse_half("a certified head is")
     if extractor is not None:
         return predict(extractor, data).flatten(1).double()
     inputs: Mapping[str, Tensor] = named_tensors(data.batch(torch.arange(len(data)))[0])

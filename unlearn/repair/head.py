@@ -25,6 +25,7 @@ from unlearn.data import DEFAULT_BATCH, Rows, within_memory
 from unlearn.errors import InputError, RecordError, did_you_mean
 from unlearn.inputs import Inputs, call_model
 from unlearn.modes import evaluation
+from unlearn.precision import precision_of_weights, widened
 from unlearn.repair.method import UNROLLED
 from unlearn.tasks import Task
 from unlearn.training import TrainingRecord, optimizer_of, run_steps
@@ -72,6 +73,7 @@ def head_of(model: nn.Module, rows: Rows) -> str | None:
     '2'
     >>> head_of(nn.Sequential(nn.Linear(3, 2), nn.Softmax(dim=1)), rows)
     """
+    wide = widened(model)  # whose outputs are the layer's own tensor, not cast from it
     called: dict[str, Tensor] = {}
     uses: dict[str, int] = {}
 
@@ -80,14 +82,14 @@ def head_of(model: nn.Module, rows: Rows) -> str | None:
 
     hooks = [
         module.register_forward_hook(lambda _, __, output, name=name: note(name, output))
-        for name, module in model.named_modules()
+        for name, module in wide.named_modules()
         if type(module) is nn.Linear
     ]
     device = next(model.parameters()).device
     try:
-        with evaluation(model), torch.no_grad():
+        with evaluation(wide), precision_of_weights(), torch.no_grad():
             _, inputs, _ = next(rows.batches(1, device))
-            outputs = call_model(model, inputs)
+            outputs = call_model(wide, inputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -200,7 +202,7 @@ def _features(model: nn.Module, head: str, rows: Rows) -> Tensor:
         return caught.pop().cpu()
 
     try:
-        with evaluation(model), torch.no_grad():
+        with evaluation(model), precision_of_weights(), torch.no_grad():
             device = next(model.parameters()).device
             return torch.cat(list(within_memory(rows, DEFAULT_BATCH, device, work, "features of the head")))
     finally:

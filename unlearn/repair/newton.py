@@ -17,6 +17,7 @@ from torch import nn
 
 from unlearn.curvature import Curvature, Vector, conjugate_gradient, gauss_newton
 from unlearn.curvature.vectors import add_scaled, dot, norm
+from unlearn.precision import type_of_passes
 from unlearn.repair.objective import EditedObjective, mean_damping
 
 FAIR = 0.1
@@ -176,7 +177,8 @@ def _line_search(
 
 def _rounding(weights: Vector, value: float) -> float:
     """Return how large the rounding of a change of E may be; log-probabilities, its terms, are of order 1."""
-    return torch.finfo(next(iter(weights.values())).dtype).eps * max(1.0, 10 * abs(value))
+    dtype = type_of_passes() or next(iter(weights.values())).dtype
+    return torch.finfo(dtype).eps * max(1.0, 10 * abs(value))
 
 
 def _parabola_minimum(slope: float, length: float, change: float) -> float:

@@ -15,6 +15,7 @@ from unlearn.repair.changes import Changes
 from unlearn.repair.chosen_layers import patterns_of_others, restricted
 from unlearn.repair.newton import Step, load_weights, newton_steps
 from unlearn.repair.objective import Damping, EditedObjective
+from unlearn.repair.rounding import rounding_notes
 from unlearn.tasks import Task
 
 ITERATIONS = 5
@@ -107,7 +108,8 @@ def newton_edit(
             f"not converged to retraining after {OPTIMUM_STEPS} Newton steps: the gradient fell from "
             f"{taken[0].gradient_norm:.1e} to {taken[-1].gradient_norm:.1e}"
         )
-    moved = load_weights(objective.model, weights)
+    moved = load_weights(place, weights)
+    notes += rounding_notes(place, weights)
     return NewtonEdit(moved, tuple(taken), objective.cost, factor_rows, curvature, tuple(notes))
 
 

@@ -25,6 +25,7 @@ from unlearn.curvature import Vector
 from unlearn.data import DEFAULT_BATCH, Rows
 from unlearn.inputs import Inputs, call_model
 from unlearn.modes import evaluation
+from unlearn.precision import refuse_half, widened
 from unlearn.predict import predict
 from unlearn.repair.changes import Changes
 from unlearn.tasks import Task
@@ -60,7 +61,7 @@ class EditedObjective:
     """E, its gradient, and what they cost.
 
     Attributes:
-        model: at theta_0; left as found.
+        model: at theta_0; left as found. Weights of half precision are taken in float32, in a copy.
         data: rows before the change.
         changes: the change.
         task: the task.
@@ -88,6 +89,8 @@ class EditedObjective:
     cost: int = 0
 
     def __post_init__(self) -> None:
+        refuse_half("edits are", only=torch.float16)
+        self.model = widened(self.model)
         self.edited = self.changes.apply(self.data)
         self.changed = self.data.only(self.changes.ids)
         self.rows = self.edited if self.sample is None else self.edited.sample(self.sample, self.seed, "operator-rows")

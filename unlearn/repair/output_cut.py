@@ -76,7 +76,7 @@ def cut_outputs(model: nn.Module, data: Rows, labels: Collection[int]) -> tuple[
                 f"{name!r} of the last layer {layer.name!r} has {shape[0]} rows and the model {before.shape[1]} "
                 "outputs, so no row of it is an output; keep the output (drop_output=False)"
             )
-        setattr(module, own, nn.Parameter(old.detach()[kept].clone(), requires_grad=old.requires_grad))
+        setattr(module, own, nn.Parameter(old.detach()[torch.tensor(kept)].clone(), requires_grad=old.requires_grad))
         if isinstance(module, nn.Linear):
             module.out_features = len(kept)
     try:

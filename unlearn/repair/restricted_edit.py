@@ -22,6 +22,7 @@ from unlearn.repair.newton import Step, load_weights
 from unlearn.repair.objective import mean_damping
 from unlearn.repair.restricted_steps import EditMethod, ExactSolve, KfacSolve, Solve, restricted_steps
 from unlearn.repair.rewind import check_record, last_snapshot
+from unlearn.repair.rounding import passes_notes, rounding_notes
 from unlearn.repair.sampled_objective import SampledObjective
 from unlearn.tasks import Task, get_task
 from unlearn.training import TrainingRecord
@@ -185,7 +186,7 @@ def restricted_edit(
         before=measure(model, rows, changes, the_task),
         after=measure(moved, rows, changes, the_task),
         layers=None if patterns is None else tuple(patterns),
-        notes=tuple(_notes(model, found, units, taken, patterns)),
+        notes=(*_notes(model, found, units, taken, patterns), *rounding_notes(model, weights), *passes_notes()),
     )
 
 

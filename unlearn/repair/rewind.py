@@ -126,6 +126,8 @@ def check_final_weights(record: TrainingRecord, model: nn.Module) -> None:
     """Refuse to rewind a training whose last weights are not those of the model."""
     last = record.snapshot(record.steps).weights
     own = model.state_dict()
+    if last.keys() != own.keys() and {name.replace("_orig_mod.", "") for name in own} == last.keys():
+        raise RecordError("the record is of this model before torch.compile; pass the plain model, its _orig_mod")
     if last.keys() != own.keys() or not all(torch.equal(last[name].to(own[name]), own[name]) for name in own):
         raise RecordError(
             "the record's last snapshot has other weights than the model, so it is the record of another one; pass "

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from unlearn.curvature import Curvature, fit_curvature, load_curvature
 from unlearn.data import Rows
 from unlearn.errors import FolderError, StaleCurvatureError
+from unlearn.precision import precision_name
 from unlearn.tasks import Task
 from unlearn.training import Snapshot, TrainingRecord
 
@@ -106,9 +107,11 @@ class Trajectory:
         place = None if self.folder is None else self.folder / segment.name
         if place is not None:
             try:
-                return load_curvature(place, model, self.rows, task=self.task.name, kind="ekfac")
+                known = load_curvature(place, model, self.rows, task=self.task.name, kind="ekfac")
+                if known.options.get("precision") == precision_name():
+                    return known
             except (FolderError, StaleCurvatureError):
-                pass  # none yet, or of another training: fitted anew below
+                pass  # none yet, or of another training: fitted anew below, as those of another precision are
         curvature = fit_curvature(model, self.rows, task=self.task)
         self.fitted += len(self.rows)
         if place is not None:

@@ -70,10 +70,10 @@ class Unrolled:
         """
         weights, state = dict(snapshot.weights), dict(snapshot.optimizer)
         for name, part in self.change.items():
-            weights[name] = weights[name] + part.to(weights[name])
+            weights[name] = (weights[name].to(part) + part).to(weights[name])  # rounded once where these are half
             for key in (f"momentum_buffer/{name}", f"exp_avg/{name}"):
                 if key in state:
-                    state[key] = state[key] + self.momentum[name].to(state[key])
+                    state[key] = (state[key].to(part) + self.momentum[name]).to(state[key])
         return Snapshot(weights, state)
 
 

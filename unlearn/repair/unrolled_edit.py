@@ -13,6 +13,7 @@ from unlearn.repair.changes import Changes
 from unlearn.repair.correction import corrected
 from unlearn.repair.newton_edit import FACTOR_SHARE, REPLAY_SHARE, sample_size
 from unlearn.repair.objective import Damping
+from unlearn.repair.rounding import rounding_notes
 from unlearn.repair.trajectory import Segment, Trajectory
 from unlearn.repair.unrolled import unroll
 from unlearn.tasks import Task
@@ -29,6 +30,7 @@ class UnrolledEdit:
         cost: row passes of the request.
         factor_rows: rows that factors were fitted on for this edit.
         storage: bytes of all factors.
+        notes: what rounding took, where the weights are half precision.
     """
 
     model: nn.Module
@@ -36,6 +38,7 @@ class UnrolledEdit:
     cost: int
     factor_rows: int
     storage: int
+    notes: tuple[str, ...] = ()
 
 
 def unrolled_edit(
@@ -83,4 +86,6 @@ def unrolled_edit(
     )
     moved_snapshot, model = replace(found, change=change).on(snapshot), copy.deepcopy(place)
     moved_snapshot.restore(model)
-    return UnrolledEdit(model, moved_snapshot, found.cost + more, trajectory.fitted, found.storage)
+    goal = {name: place.get_parameter(name).detach().to(part) + part for name, part in change.items()}
+    notes = rounding_notes(place, goal)
+    return UnrolledEdit(model, moved_snapshot, found.cost + more, trajectory.fitted, found.storage, notes)

@@ -51,7 +51,10 @@ class Task(Protocol):
 def check_finite(outputs: Tensor) -> None:
     """Refuse outputs that are NaN or infinite."""
     if not torch.isfinite(outputs).all():
-        raise InputError("the model's outputs are NaN or infinite; its weights or inputs are damaged")
+        raise InputError(
+            "the model's outputs are NaN or infinite; its weights or inputs are damaged, or its activations pass 65504 "
+            "in float16: take torch.bfloat16"
+        )
 
 
 def uniform(outputs: Tensor, seed: int, ids: Sequence[str], stream: str, count: int | None = None) -> Tensor:

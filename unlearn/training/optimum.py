@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from unlearn.data import Rows
 from unlearn.errors import InputError
 from unlearn.inputs import call_model, map_tensors
+from unlearn.precision import refuse_half
 from unlearn.tasks import Task, get_task
 from unlearn.training.record import TrainingRecord
 
@@ -50,6 +51,7 @@ def train_to_optimum(
     >>> record.horizon(), record.damping()
     (inf, 0.0)
     """
+    refuse_half("training to an optimum is")
     the_task = get_task(task)
     model = copy.deepcopy(model).eval()
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from unlearn.data import Rows, draws
 from unlearn.errors import InputError
 from unlearn.inputs import call_model, map_tensors
+from unlearn.precision import precision_of_weights, refuse_half
 from unlearn.progress import track
 from unlearn.tasks import Task, get_task
 from unlearn.training.order import EMPTY, BatchOrder
@@ -42,6 +44,7 @@ def run_steps(
 
     Rows that are not in ``rows`` leave their places empty.
 
+    They are run in the type of the weights, whatever :func:`unlearn.half_precision` says, as they were recorded.
     Random layers (dropout) draw by (seed, step), so that a replay from the middle draws the same; the global seeds are
     left as found. What is minimised is the mean loss of the batch, or
     ``objective(model, mean loss)``.
@@ -57,7 +60,9 @@ def run_steps(
     processed = 0
     model.train()
     deterministic = torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False)
-    with deterministic, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    own: dict[str, Any] = {"devices": [device], "device_type": device.type}
+    forked = torch.random.fork_rng(**(own if _accelerator(device) else {"devices": []}))
+    with deterministic, precision_of_weights(), forked:
         for step in track(range(start, len(order) if stop is None else stop), description):
             batch = positions[step]
             batch = batch[batch != EMPTY]
@@ -101,9 +106,16 @@ def _diverged(step: int) -> InputError:
 
 def _seed_random_layers(device: torch.device, seed: int) -> None:
     torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
+    accelerator = _accelerator(device)
+    if accelerator is not None:
+        with accelerator.device(device):
+            accelerator.manual_seed(seed)
+
+
+def _accelerator(device: torch.device) -> Any:
+    """Return torch's module of a device with random numbers of its own; None where the CPU's are used."""
+    found = getattr(torch, device.type, None)
+    return found if hasattr(found, "manual_seed") and hasattr(found, "device") else None
 
 
 def _zero_missing_gradients(optimizer: torch.optim.Optimizer) -> None:
@@ -142,7 +154,8 @@ def train(
         The trained copy, in eval mode, and its training record.
 
     Raises:
-        InputError: a snapshot after an epoch that is not run, labels that do not fit, or a loss that is not finite.
+        InputError: a snapshot after an epoch that is not run, labels that do not fit, a loss that is not finite, or
+            half precision around it.
 
     >>> rows = Rows.from_tensors(torch.eye(4), torch.tensor([0, 1, 0, 1]))
     >>> start = nn.Linear(4, 2)
@@ -150,6 +163,7 @@ def train(
     >>> record.steps
     4
     """
+    refuse_half("training is")
     the_task = get_task(task)
     outside = [epoch for epoch in snapshot_epochs if not 0 <= epoch <= settings.epochs]
     if outside:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unlearn.data import DEFAULT_BATCH, Rows
 from unlearn.inputs import call_model
 from unlearn.modes import evaluation
+from unlearn.precision import at_least_float32
 
 
 def penultimate(model: nn.Module, data: Rows, *, batch_size: int = DEFAULT_BATCH) -> Tensor | None:
@@ -43,7 +44,7 @@ def penultimate(model: nn.Module, data: Rows, *, batch_size: int = DEFAULT_BATCH
                 call_model(model, inputs)
                 if last[0] is None or not last[0].is_floating_point() or last[0].shape[:1] != positions.shape:
                     return None
-                found.append(last[0].flatten(1).cpu())
+                found.append(at_least_float32(last[0].flatten(1)).cpu())
     finally:
         for hook in hooks:
             hook.remove()

@@ -14,6 +14,7 @@ from unlearn.checkpoint import load_weights, read_checkpoint
 from unlearn.data import Rows, as_rows
 from unlearn.data.overlap import check_disjoint
 from unlearn.errors import InputError
+from unlearn.precision import refuse_half
 from unlearn.predict import predict
 from unlearn.repair import Edit
 from unlearn.tasks import phi
@@ -85,6 +86,7 @@ def verify(
         check_disjoint(
             edit.calibration.rows, test_rows, "the test rows", "calibrated on", "test on rows that the edit never saw"
         )
+    refuse_half("a verdict is")
     named = _named(groups, {*edit.data.ids, *test_rows.ids})
     if isinstance(references, int):
         references = train_references(
@@ -145,6 +147,7 @@ def compare_models(
     >>> [row["group"] for row in verdict.table], "subgroups" in verdict.to_dict()
     (['given'], True)
     """
+    refuse_half("a verdict is")
     rows = as_rows(data)
     if rows.classes is None:
         raise InputError(f"the verdict compares class probabilities, and {rows.name} has none")

@@ -15,6 +15,7 @@ from unlearn.data import Rows, as_rows
 from unlearn.detect import self_influence
 from unlearn.detect.damped_curvature import damped_curvature
 from unlearn.errors import InputError
+from unlearn.precision import refuse_half
 from unlearn.predict import predict
 from unlearn.repair import Edit
 from unlearn.tasks import get_task, phi
@@ -111,6 +112,7 @@ def evidence(
             rows are changed, or a margin that can not be meant.
         StaleCurvatureError: curvature of other weights.
     """
+    refuse_half("evidence is")
     data, changes = edit.data, edit.changes
     if data.classes is None:
         raise InputError(f"the evidence compares class probabilities, and {data.name} has none")

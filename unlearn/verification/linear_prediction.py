@@ -17,6 +17,7 @@ from unlearn.curvature import Curvature, Vector
 from unlearn.data import Rows
 from unlearn.inputs import Inputs, call_model
 from unlearn.modes import evaluation, plain_attention
+from unlearn.precision import widened
 from unlearn.repair import Changes
 from unlearn.repair.objective import EditedObjective
 from unlearn.tasks import Task
@@ -58,6 +59,7 @@ def output_change(model: nn.Module, data: Rows, step: Vector) -> Tensor:
     tensor([[1.5000],
             [2.5000]])
     """
+    model = widened(model)
     weights = {name: model.get_parameter(name).detach() for name in step}
 
     def outputs(chosen: Vector, inputs: Inputs) -> Tensor:

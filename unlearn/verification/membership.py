@@ -14,6 +14,7 @@ from torch import nn
 
 from unlearn.data import Rows, as_rows
 from unlearn.errors import InputError, some
+from unlearn.precision import refuse_half
 from unlearn.repair import Changes, Edit, apply_changes
 from unlearn.repair.changes import removal
 from unlearn.repair.method import Method
@@ -95,6 +96,7 @@ def membership_audit(
         RowNotFoundError: an id is not in the data.
         RecordError: nothing to train shadow models with.
     """
+    refuse_half("a membership audit is")
     if not 0 < tolerance < 1:
         raise InputError(f"tolerance is {tolerance}; give a rate above 0 and below 1 (the usual one is {TOLERANCE})")
     model, original, rows, changes, record = _subject(edit_or_model, data, ids, record)
