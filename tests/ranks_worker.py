@@ -46,6 +46,8 @@ def found(folder: Path) -> dict[str, Tensor]:
         curvature = fit_curvature(model, rows, kind=kind, batch_size=2)
         keep(f"{kind} G v", curvature.matvec(v))
         keep(f"{kind} solve", curvature.solve(v, damping=0.1))
+        streamed = fit_curvature(model, rows, kind=kind, batch_size=2, folder=folder / kind)
+        keep(f"{kind} solve, streamed", streamed.solve(v, damping=0.1))
         results[f"{kind} self-influence"] = torch.tensor(
             self_influence(model, rows, curvature=curvature, damping=0.1, batch_size=2).values
         )
