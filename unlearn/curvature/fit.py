@@ -93,7 +93,7 @@ def fit_curvature(
     digest = weights_digest(model)
     layers, uncovered = find_layers(model, rows, skip)
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    keep = _KEEP_BYTES if kind == "ekfac" and weights <= _KEEP_WEIGHTS else 0
+    keep = _KEEP_BYTES if kind == "ekfac" and weights <= _KEEP_WEIGHTS and folder is None else 0
     options = {
         "task": loss.name,
         "kind": kind,
@@ -103,10 +103,10 @@ def fit_curvature(
         "dtype": None if dtype is None else str(dtype),
     }
     ranks_agree("set of options", repr(options), "pass the same to fit_curvature on each")
-    stream = FisherStream(
-        model, rows, loss, layers, fisher, seed, rows_at_once(layers, batch_size), dtype, 0 if folder else keep
-    )
-    groups = [layers] if folder is None else _groups(stream, kind, weights)
+    at_once = rows_at_once(layers, batch_size)  # of all layers, so that groups of them see the same batches
+    stream = FisherStream(model, rows, loss, layers, fisher, seed, at_once, dtype, keep)
+    sizes = [factor_count(layer, kind) * stream.dtype_of(layer).itemsize for layer in layers]
+    groups = [layers] if folder is None else layer_groups(layers, sizes, weights)
 
     def blocks() -> Iterator[Block]:
         for group in groups:
@@ -135,12 +135,17 @@ def fit_curvature(
     return load_curvature(folder, model, rows, stream=True)
 
 
-def _groups(stream: FisherStream, kind: CurvatureKind, weights: int) -> list[list[Layer]]:
-    """Return neighbouring layers whose factors take no more memory than the weights, or one layer."""
+def layer_groups(layers: Iterable[Layer], sizes: Iterable[int], weights: int) -> list[list[Layer]]:
+    """Return neighbouring layers whose factors take no more memory than the weights, or one layer.
+
+    Args:
+        layers: in their order.
+        sizes: bytes of the factors of each.
+        weights: bytes.
+    """
     groups: list[list[Layer]] = []
     room = 0
-    for layer in stream.layers:
-        size = factor_count(layer, kind) * stream.dtype_of(layer).itemsize
+    for layer, size in zip(layers, sizes, strict=True):
         if size > room:
             groups.append([])
             room = max(weights, _LEAST_BYTES)
