@@ -83,16 +83,16 @@ class Operations:
         return cls(6.0 * sum(matrices) + attention, passes, moments, rotations)
 
 
-def measured_multiples() -> dict[str, float]:
-    """Return the largest peaks of the streamed decoder, in weights, and the slopes of their logarithm in size."""
+def measured_multiples() -> dict[str, tuple[float, float]]:
+    """Return peaks of the streamed decoder in weights: of the largest one, and the slope of bytes over bytes in all."""
     table = re.findall(r"^\| \d+, \d+ \|(.*)\|$", (RESULTS / "decoder_streamed.md").read_text(), re.MULTILINE)
     cells = np.array([[float(cell.replace(",", "")) for cell in row.split("|")] for row in table])
     sizes, fit, score = cells[:, 0], cells[:, 2], cells[:, 4]
-    found = {}
-    for name, values in (("fit", fit), ("score", score)):
-        found[name] = float(values.max())
-        found[f"{name}, slope"] = float(np.polyfit(np.log(sizes), np.log(np.maximum(values, 1e-3)), 1)[0])
-    return found
+    largest = sizes.argmax()
+    return {
+        name: (float(values[largest]), float(np.polyfit(sizes, values * sizes, 1)[0]))
+        for name, values in (("fit", fit), ("score", score))
+    }
 
 
 def measured_row_bytes() -> float:
@@ -155,11 +155,11 @@ def main(words: list[str]) -> None:
         "the same, streamed": f"and {reads:.1e} bytes read by each rank, {reads / DISK / 3600:.0f} hours",
     }
     scaled = {
-        f"{name}, streamed: peak without activations": f"{peaks[name]:.2f} times the weights at most, with slope "
-        f"{peaks[name + ', slope']:+.2f} in their number: {size((1 + peaks[name]) * weights)} with the weights"
-        for name in ("fit", "score")
+        f"{name}, streamed: peak without activations": f"{multiple:.2f} times the weights, as the largest decoder "
+        f"({slope:.2f} for each weight more): {size((1 + multiple) * weights)} with the weights"
+        for name, (multiple, slope) in peaks.items()
     }
-    scaled["score, factors in memory"] = f"{size((1 + peaks['score']) * weights + factors)}"
+    scaled["score, factors in memory"] = size((1 + peaks["score"][0]) * weights + factors)
     scaled["ids, class labels and scores of rows"] = f"{each:.0f} bytes a row, {size(each * ROWS)}"
     scaled["labels of tokens in memory"] = f"{size(8 * tokens)}: read the rows as a stream"
     print(
