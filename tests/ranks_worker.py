@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import tempfile
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -91,6 +92,9 @@ def refused() -> list[str]:
     tell(lambda: gauss_newton(model, relabelled))
     tell(lambda: fit_curvature(model, rows, seed=this_rank()))
     tell(lambda: write_atomically("/no/such/folder/a.json", b"{}"))
+    blocked = Path(tempfile.mkdtemp())
+    (blocked / "factors.safetensors.part").mkdir()
+    tell(lambda: fit_curvature(model, rows, folder=blocked if this_rank() == 0 else blocked.parent))
     if this_rank():
         with torch.no_grad():
             next(model.parameters()).add_(1)

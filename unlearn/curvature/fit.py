@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from unlearn.atomic import make_folder
 from unlearn.curvature.block import Basis, Block
 from unlearn.curvature.curvature import Curvature
 from unlearn.curvature.digest import check_ranks, weights_digest
@@ -21,8 +22,8 @@ from unlearn.curvature.layers import Layer, find_layers, patterns_of
 from unlearn.curvature.store import load_curvature, write_curvature
 from unlearn.curvature.taps import TAP_BATCH, rows_at_once
 from unlearn.data import as_rows
-from unlearn.errors import InputError, did_you_mean
-from unlearn.ranks import on_first_rank, ranks_agree, this_rank
+from unlearn.errors import FolderError, InputError, did_you_mean
+from unlearn.ranks import on_first_rank, ranks_agree, this_rank, world_size
 from unlearn.tasks import Task, get_task
 
 CurvatureKind = Literal["ekfac", "kfac", "diagonal"]
@@ -61,8 +62,8 @@ def fit_curvature(
         skip: patterns of module or parameter names to leave out.
         batch_size: rows at a time; changes time and memory, not the result.
         dtype: type of the factors; by default that of the weights, float32 at least.
-        folder: fit with no more factors in memory than the weights take (or those of one layer), and leave them there
-            as :func:`unlearn.curvature.load_curvature` reads them. Layers are fitted in groups, with the passes of the
+        folder: fit with no more factors in memory than the weights take (those of one layer, or 16 MB, where that is
+            more), and leave them there as :func:`unlearn.curvature.load_curvature` reads them. Layers are fitted in groups, with the passes of the
             kind for each group; ``passes`` says how many. Values are the same, bit for bit. What comes back reads a
             layer when it is used. Cut off, the fit leaves nothing that reads as a curvature.
 
@@ -127,12 +128,27 @@ def fit_curvature(
     )
     if folder is None:
         return replace(about, blocks={block.layer.name: block for block in blocks()})
-    if this_rank() == 0:
-        write_curvature(about, layers, blocks(), Path(folder))
-    else:
-        deque(blocks(), maxlen=0)
-    on_first_rank(lambda: None)
+    _write_together(about, layers, blocks(), make_folder(folder))
     return load_curvature(folder, model, rows, stream=True)
+
+
+def _write_together(about: Curvature, layers: list[Layer], blocks: Iterator[Block], folder: Path) -> None:
+    """Let the first rank write what all ranks fit; where it can not, all are told when they have come to the end."""
+    failed: FolderError | None = None
+    try:
+        if this_rank() == 0:
+            write_curvature(about, layers, blocks, folder)
+    except FolderError as error:
+        if world_size() == 1:
+            raise
+        failed = error
+    deque(blocks, maxlen=0)
+
+    def tell() -> None:
+        if failed is not None:
+            raise failed
+
+    on_first_rank(tell)
 
 
 def layer_groups(layers: Iterable[Layer], sizes: Iterable[int], weights: int) -> list[list[Layer]]:

@@ -246,7 +246,7 @@ class Run:
         if (folder / "manifest.json").exists():
             return load_curvature(folder, model, self.data, stream=stream)
         if stream:
-            return fit_curvature(model, self.data, task=record.task, folder=make_folder(folder))
+            return fit_curvature(model, self.data, task=record.task, folder=folder)
         fitted = fit_curvature(model, self.data, task=record.task)
         make_folder(folder)
         fitted.save(folder)
