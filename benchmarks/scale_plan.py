@@ -136,7 +136,7 @@ def main(words: list[str]) -> None:
         "covered": "all matrices but `wte`, which is skipped: its inputs are unit vectors as long as the vocabulary",
         "rows": f"{ROWS:,} of {LENGTH} tokens; the curvature from {FITTED:,} of them",
         "machine": f"{GPUS} GPUs of {MEMORY / 1e9:.0f} GB, one rank each; every rank has all weights and factors",
-        "sustained": f"{RATE / 1e12:.0f} TFLOP/s a GPU (TF32), {DOUBLE_RATE / 1e12:.0f} in eigendecompositions in float64",
+        "sustained": f"{RATE / 1e12:.0f} TFLOP/s a GPU (TF32), {DOUBLE_RATE / 1e12:.0f} in eigendecompositions",
         "disk": f"{DISK / 1e9:.0f} GB/s a rank",
         "rows at once": f"{AT_ONCE} a GPU",
     }

@@ -63,9 +63,10 @@ def fit_curvature(
         batch_size: rows at a time; changes time and memory, not the result.
         dtype: type of the factors; by default that of the weights, float32 at least.
         folder: fit with no more factors in memory than the weights take (those of one layer, or 16 MB, where that is
-            more), and leave them there as :func:`unlearn.curvature.load_curvature` reads them. Layers are fitted in groups, with the passes of the
-            kind for each group; ``passes`` says how many. Values are the same, bit for bit. What comes back reads a
-            layer when it is used. Cut off, the fit leaves nothing that reads as a curvature.
+            more), and leave them there as :func:`unlearn.curvature.load_curvature` reads them. Layers are fitted in
+            groups, with the passes of the kind for each group; ``passes`` says how many. Values are the same, bit for
+            bit. What comes back reads a layer when it is used. Cut off, the fit leaves nothing that reads as a
+            curvature.
 
     Several ranks (:mod:`unlearn.ranks`) share the rows out, and the eigendecompositions; each returns the whole.
 
