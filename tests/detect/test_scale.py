@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.decoder import LENGTH, TASK, decoder, sequences
 from benchmarks.scale import MEMORY_BAR, QUICK_SIZES, WORK, exponent, measure
 from benchmarks.scale_plan import Decoder, Operations
-from unlearn.curvature import Basis, find_layers, fit_curvature, layer_gradients
+from unlearn.curvature import Basis, Taps, find_layers, fit_curvature
+from unlearn.tasks import get_task
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures resident memory in /proc")
@@ -38,12 +40,16 @@ def test_the_plan_counts_the_layers_and_operations_of_a_decoder() -> None:
         for la in plan.layers
     ]
     operations, tokens = Operations.of(plan, LENGTH), count * LENGTH
+    taps, (inputs, labels) = Taps(model, layers), rows.batch(torch.arange(count))
     with FlopCounterMode(display=False) as passes:
-        ((_, gradients),) = layer_gradients(model, rows, TASK, layers)
+        outputs = taps.run(inputs)
+        gradients = taps.gradients(outputs, get_task(TASK).output_gradient(outputs.detach(), labels))
     assert passes.get_total_flops() == tokens * operations.passes
     blocks = fit_curvature(model, rows, task=TASK, skip=skip).blocks
     with FlopCounterMode(display=False) as rotations:
         for name, block in blocks.items():
-            for _ in Basis(block.basis.inputs, block.basis.outputs).gradients(*gradients[name]):
+            for _ in Basis(block.basis.inputs, block.basis.outputs).gradients(
+                taps.inputs(block.layer), gradients[name]
+            ):
                 pass
     assert rotations.get_total_flops() == tokens * operations.rotations
