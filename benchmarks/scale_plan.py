@@ -90,7 +90,7 @@ def measured_multiples() -> dict[str, tuple[float, float]]:
     sizes, fit, score = cells[:, 0], cells[:, 2], cells[:, 4]
     largest = sizes.argmax()
     return {
-        name: (float(values[largest]), float(np.polyfit(sizes, values * sizes, 1)[0]))
+        name: (max(0.0, float(values[largest])), float(np.polyfit(sizes, values * sizes, 1)[0]))  # of a step or more
         for name, values in (("fit", fit), ("score", score))
     }
 
