@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import tempfile
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -46,6 +47,8 @@ def found(folder: Path) -> dict[str, Tensor]:
         curvature = fit_curvature(model, rows, kind=kind, batch_size=2)
         keep(f"{kind} G v", curvature.matvec(v))
         keep(f"{kind} solve", curvature.solve(v, damping=0.1))
+        streamed = fit_curvature(model, rows, kind=kind, batch_size=2, folder=folder / kind)
+        keep(f"{kind} solve, streamed", streamed.solve(v, damping=0.1))
         results[f"{kind} self-influence"] = torch.tensor(
             self_influence(model, rows, curvature=curvature, damping=0.1, batch_size=2).values
         )
@@ -89,6 +92,9 @@ def refused() -> list[str]:
     tell(lambda: gauss_newton(model, relabelled))
     tell(lambda: fit_curvature(model, rows, seed=this_rank()))
     tell(lambda: write_atomically("/no/such/folder/a.json", b"{}"))
+    blocked = Path(tempfile.mkdtemp())
+    (blocked / "factors.safetensors.part").mkdir()
+    tell(lambda: fit_curvature(model, rows, folder=blocked if this_rank() == 0 else blocked.parent))
     if this_rank():
         with torch.no_grad():
             next(model.parameters()).add_(1)

@@ -198,6 +198,18 @@ def test_data_page_runs_its_recipe(tmp_path, monkeypatch, unlearn):
     assert (tmp_path / "runs" / "pets" / "report.html").exists()
 
 
+def test_scale_page_runs(tmp_path, monkeypatch):
+    _, found = execute("scale.md", tmp_path, monkeypatch)
+    assert found["curvature"].passes == 2
+    assert len(found["scores"]) == len(found["again"]) == 5000
+    assert found["suspicious"] == found["again"].top(3)
+    assert (tmp_path / "factors" / "manifest.json").exists()
+    printed = "".join(path.read_text() for path in (ROOT / "benchmarks/results").glob("*.md"))
+    rows = [line for line in (ROOT / "docs/scale.md").read_text().splitlines() if line.startswith("| ")]
+    assert len(rows) > 40
+    assert [row for row in rows if row not in printed] == []
+
+
 def test_every_option_of_the_data_page_is_taken():
     page = ROOT / "docs" / "data.md"
     tables = [tomllib.loads(text)["data"] for text in blocks(page, "toml")]

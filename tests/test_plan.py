@@ -12,7 +12,8 @@ import torch
 
 from unlearn.curvature import fit_curvature
 from unlearn.curvature.layers import find_layers
-from unlearn.pipeline import Run, plan_run
+from unlearn.curvature.per_layer import PerLayer
+from unlearn.pipeline import Run, plan_run, run_stages
 from unlearn.pipeline.plan import RunPlan, StagePlan, factor_bytes
 from unlearn.recipe import parse_recipe
 from unlearn.repair import Changes, apply_changes
@@ -70,6 +71,28 @@ def test_epochs_are_those_that_the_stages_say(run: Run, plan: RunPlan, tmp_path:
     assert stage(plan, "verify").epochs == pytest.approx(told[0].total, rel=0.01)
 
 
+def test_streamed_factors_give_the_same_scores_and_cost_what_the_plan_says(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the recipe to the scores; rejects a plan that forgets the passes, and factors that are fitted in memory."""
+    monkeypatch.setattr("unlearn.curvature.fit._LEAST_BYTES", 0)
+    text = run.recipe.text.replace("[detect]", "[detect]\nstream_factors = true")
+    streamed = Run.create(tmp_path / "run", parse_recipe(text))
+    run_stages(streamed, until="detect")
+    for method in ("self-influence", "gif"):
+        name = f"scores-{method}.csv"
+        assert (streamed.folder / name).read_bytes() == (run.folder / name).read_bytes()
+    assert isinstance(streamed.curvature().blocks, PerLayer)
+    costs = {
+        s["method"]: s["cost_epochs"] for s in json.loads((streamed.folder / "detection.json").read_text())["scores"]
+    }
+    assert costs["gif"] == 1 + 2 * 2
+    found, held = (stage(plan_run(one.recipe, one.folder, measure=False), "detect") for one in (streamed, run))
+    assert found.epochs == pytest.approx(sum(costs.values()) - 2 * 2)
+    assert found.memory < held.memory
+    assert "factors in 2 groups of layers" in found.why
+
+
 def test_time_is_measured_and_the_model_left_alone(plan: RunPlan) -> None:
     assert plan.epoch_seconds is not None
     times = [stage.seconds for stage in plan.stages]
@@ -88,6 +111,8 @@ def test_what_does_not_fit_says_what_to_change(plan: RunPlan) -> None:
     small = RunPlan(**{**vars(plan), "memory": 10_000, "disk": 10_000})
     memory, disk = small.advice
     assert "the factors of layer '1' take" in memory
+    assert memory.endswith("for detect, state detect.stream_factors = true: they stay on the disk, for more passes")
+    assert "stream_factors" not in RunPlan(**{**vars(small), "streamed": True}).advice[0]
     assert "train.snapshot_epochs = 6, fewer verify.references" in disk
 
 

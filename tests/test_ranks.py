@@ -59,10 +59,11 @@ def test_ranks_that_differ_are_refused_on_all(left):
     """Rejects a fingerprint that the order of the rows does not change, and an error that only one rank knows of."""
     said = [(left / f"refused-{rank}.txt").read_text().splitlines() for rank in range(WORLD)]
     assert said[0] == said[1] == said[2]
-    order, labels, options, folder, weights = said[0]
+    order, labels, options, folder, factors, weights = said[0]
     for one, what in ((order, "set of rows of data"), (labels, "set of rows of data"), (options, "set of options")):
         assert one.startswith(f"InputError: rank 1 has another {what}")
     assert folder.startswith("FolderError: can not write '/no/such/folder/a.json'")
+    assert factors.startswith("FolderError: curvature can not be written to ")
     assert weights.startswith("InputError: rank 1 has another model (weights or buffers)")
 
 

@@ -123,13 +123,15 @@ DetectorName = Literal[
 class DetectSection(_Section):
     """Which score decides, which are computed beside it, how many rows are acted on.
 
-    Beside each of these rows, for a review, the most influential rows are written: ``neighbours`` on each side.
+    Beside each of these rows, for a review, the most influential rows are written: ``neighbours`` on each side. With
+    ``stream_factors`` the curvature stays in the run folder, and one layer of it at a time is in memory.
     """
 
     method: DetectorName = "margin-trajectory"
     beside: list[DetectorName] = ["self-influence", "gif", "loss"]
     count: int | None = Field(default=None, ge=0)
     neighbours: int = Field(default=4, ge=0)
+    stream_factors: bool = False
 
 
 class Decision(_Section):

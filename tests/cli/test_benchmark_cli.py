@@ -37,7 +37,7 @@ def test_every_detector_scores_a_run_and_states_its_cost(tiny_run: Path) -> None
     for name, detector in DETECTORS.items():
         scores = detector.score(run)
         assert scores.ids == run.data.ids
-        costs[name] = detector.cost(scores)
+        costs[name] = detector.cost(scores, run)
     assert costs == pytest.approx(
         {
             "margin-trajectory": 0,
@@ -53,12 +53,12 @@ def test_every_detector_scores_a_run_and_states_its_cost(tiny_run: Path) -> None
     )
 
 
-def test_the_fit_of_a_run_s_factors_counts_though_the_score_was_given_them() -> None:
+def test_the_fit_of_a_run_s_factors_counts_though_the_score_was_given_them(tiny_run: Path) -> None:
     # rejects what the scores say, which is 1 where the run has its curvature on file
-    given = Scores(("a",), np.array([1.0]), "self-influence", {"cost_epochs": 1.0})
-    assert DETECTORS["self-influence"].cost(given) == 3
+    run, given = Run.open(tiny_run), Scores(("a",), np.array([1.0]), "self-influence", {"cost_epochs": 1.0})
+    assert DETECTORS["self-influence"].cost(given, run) == 3
     with pytest.raises(InputError, match="states no cost"):
-        Detector(lambda run: given).cost(Scores(("a",), np.array([1.0]), "mine"))
+        Detector(lambda run: given).cost(Scores(("a",), np.array([1.0]), "mine"), run)
 
 
 @pytest.mark.parametrize("method", ["tracin", "outlier-gradients-l1"])

@@ -97,6 +97,7 @@ def test_the_callers_model_gradients_modes_and_generators_are_left_as_found(tmp_
     result, _ = train(model, rows_of(), SGD, folder=tmp_path)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
+    assert all(p.grad is None for p in result.parameters())  # those of one batch, as large as the weights
     assert [module.training for module in model] == [True, False, False, False]
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.random.get_state()[1].tolist() == states[1]

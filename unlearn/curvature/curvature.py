@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unlearn.curvature.block import Block
 from unlearn.curvature.digest import weights_digest
 from unlearn.curvature.layers import Layer
+from unlearn.curvature.per_layer import Made, PerLayer
 from unlearn.curvature.vectors import Vector
 from unlearn.data import as_rows
 from unlearn.errors import InputError, StaleCurvatureError, did_you_mean, some
@@ -34,20 +35,22 @@ class Curvature:
     ones may be, and come back as zeros.
 
     Attributes:
-        blocks: block of each covered layer, by layer name.
+        blocks: block of each covered layer, by layer name; streamed, each is read from its file when it is asked for.
         uncovered: why a parameter is not covered (``frozen``, ``skipped`` or ``unused``), by parameter name.
         rows: how many rows it was fitted on.
         weights_digest: digest of the weights it belongs to.
         data_fingerprint: fingerprint of the rows it was fitted on.
         options: the options it was fitted with.
+        passes: how many times the fit went over the rows; None where that was not written down.
     """
 
-    blocks: dict[str, Block]
+    blocks: Mapping[str, Block]
     uncovered: dict[str, str]
     rows: int
     weights_digest: str
     data_fingerprint: str
     options: dict[str, Any]
+    passes: int | None = None
 
     @property
     def kind(self) -> str:
@@ -62,7 +65,15 @@ class Curvature:
     @property
     def layers(self) -> list[Layer]:
         """The covered layers, in the order of the model."""
+        if isinstance(self.blocks, PerLayer):
+            return list(self.blocks.layers.values())
         return [block.layer for block in self.blocks.values()]
+
+    def per_layer(self, make: Callable[[Block], Made]) -> Mapping[str, Made]:
+        """Return what is made of each block, by layer name; streamed, made anew whenever it is asked for."""
+        if isinstance(self.blocks, PerLayer):
+            return PerLayer(self.layers, lambda layer: make(self.blocks[layer.name]))
+        return {name: make(block) for name, block in self.blocks.items()}
 
     @property
     def covered(self) -> list[str]:
@@ -73,7 +84,7 @@ class Curvature:
     def mean_eigenvalue(self) -> float:
         """Mean of all eigenvalues: the trace of the approximation by its dimension."""
         total = sum(float(block.eigenvalues.sum(dtype=torch.float64)) for block in self.blocks.values())
-        return total / sum(block.eigenvalues.numel() for block in self.blocks.values())
+        return total / sum(math.prod(layer.shape) for layer in self.layers)
 
     def matvec(self, vector: Vector) -> Vector:
         """Return G v in the approximation."""
@@ -141,14 +152,18 @@ class Curvature:
         """Return a table of the layers, at most 80 columns wide."""
         fit = f"{self.kind}, {self.fisher} Fisher, {self.rows} rows, mean eigenvalue {self.mean_eigenvalue:.3g}"
         lines = [fit, f"{'layer':18} {'kind':10} {'form':8} {'shape':13} {'min':>8} {'mean':>8} {'max':>8}"]
+        clamped = 0
         for name, block in self.blocks.items():
+            clamped += block.clamped
             values = block.eigenvalues
             shape = " x ".join(str(size) for size in block.layer.shape)
             low, mean, high = (f"{float(x):8.1e}" for x in (values.min(), values.mean(), values.max()))
             short = name if len(name) <= 18 else "..." + name[-15:]
             form = "diagonal" if self.kind == "diagonal" else block.layer.form
             lines.append(f"{short or '(model)':18} {block.layer.kind:10} {form:8} {shape:13} {low} {mean} {high}")
-        lines.append(f"negative eigenvalues set to 0: {sum(block.clamped for block in self.blocks.values())}")
+        lines.append(f"negative eigenvalues set to 0: {clamped}")
+        if self.passes is not None:
+            lines.append(f"passes over the rows: {self.passes}")
         lines += [f"uncovered: {name} ({reason})"[:80] for name, reason in self.uncovered.items()]
         return "\n".join(lines)
 

@@ -145,14 +145,16 @@ def damped_factors(curvature: Curvature, damping: float) -> Curvature:
     True
     """
     check_damping(damping)
-    blocks = {}
-    for name, block in curvature.blocks.items():
-        dtype = block.eigenvalues.dtype
-        C, B = damped_eigenvalues(block, damping)
-        blocks[name] = replace(
-            block,
-            eigenvalues=(B[:, :, None] * C[:, None]).to(dtype),
-            input_eigenvalues=C.to(dtype),
-            output_eigenvalues=B.to(dtype),
-        )
+    blocks = curvature.per_layer(lambda block: _damped(block, damping))
     return replace(curvature, blocks=blocks, options={**curvature.options, "kind": "kfac", "factor_damping": damping})
+
+
+def _damped(block: Block, damping: float) -> Block:
+    dtype = block.eigenvalues.dtype
+    C, B = damped_eigenvalues(block, damping)
+    return replace(
+        block,
+        eigenvalues=(B[:, :, None] * C[:, None]).to(dtype),
+        input_eigenvalues=C.to(dtype),
+        output_eigenvalues=B.to(dtype),
+    )

@@ -9,18 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
-from unlearn.curvature.block import Basis, Block
+from unlearn.curvature.block import Block
 from unlearn.curvature.curvature import Curvature
+from unlearn.curvature.factor_file import stored_blocks, write_factors
 from unlearn.curvature.layers import Layer, patterns_of
 from unlearn.errors import CheckpointError, FolderError, InputError, StaleCurvatureError, did_you_mean, some
 from unlearn.ranks import on_first_rank
@@ -36,36 +35,56 @@ def save_curvature(curvature: Curvature, folder: str | Path) -> None:
     Raises:
         FolderError: the folder can not be written.
     """
-    on_first_rank(lambda: _save(curvature, Path(folder)))
+    on_first_rank(lambda: write_curvature(curvature, curvature.layers, curvature.blocks.values(), Path(folder)))
 
 
-def _save(curvature: Curvature, folder: Path) -> None:
-    tensors = {
-        f"{name}:{part}": tensor.contiguous()
-        for name, block in curvature.blocks.items()
-        for part, tensor in block.tensors.items()
-    }
+def write_curvature(about: Curvature, layers: Sequence[Layer], blocks: Iterable[Block], folder: Path) -> None:
+    """Write blocks to a folder as they come; only when all are there does it read as a curvature.
+
+    Args:
+        about: says what the blocks belong to; its own are not looked at.
+        layers: those of the blocks.
+        blocks: in the order of the layers.
+        folder: made where it is missing.
+
+    Raises:
+        FolderError: the folder can not be written.
+    """
+    table = []
+
+    def noted() -> Iterator[Block]:
+        for block in blocks:
+            table.append(asdict(block.layer) | {"clamped": block.clamped})
+            yield block
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / _FACTORS, lambda part: save_file(tensors, part))
+        _replace(folder / _FACTORS, lambda part: write_factors(part, layers, about.kind, noted()))
         manifest = {
             "format": FORMAT,
-            "weights_digest": curvature.weights_digest,
-            "data_fingerprint": curvature.data_fingerprint,
-            "options": curvature.options,
-            "rows": curvature.rows,
-            "uncovered": curvature.uncovered,
-            "layers": [asdict(block.layer) | {"clamped": block.clamped} for block in curvature.blocks.values()],
+            "weights_digest": about.weights_digest,
+            "data_fingerprint": about.data_fingerprint,
+            "options": about.options,
+            "rows": about.rows,
+            "passes": about.passes,
+            "uncovered": about.uncovered,
+            "layers": table,
             "factors_sha256": _sha256(folder / _FACTORS),
         }
         text = json.dumps(manifest, indent=1) + "\n"
         _replace(folder / _MANIFEST, lambda part: part.write_text(text, encoding="utf-8"))
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise FolderError(f"curvature can not be written to {folder}: {error}; give a folder that can be") from error
 
 
 def load_curvature(
-    folder: str | Path, model: nn.Module, data: Any = None, *, any_weights: bool = False, **expected_options: Any
+    folder: str | Path,
+    model: nn.Module,
+    data: Any = None,
+    *,
+    any_weights: bool = False,
+    stream: bool = False,
+    **expected_options: Any,
 ) -> Curvature:
     """Read factors that ``curvature.save`` wrote, and refuse those that do not belong here.
 
@@ -74,6 +93,8 @@ def load_curvature(
         model: the model; its weights must be those the factors were fitted at.
         data: the rows; where given, they must be those the factors were fitted on.
         any_weights: take factors of other weights of this architecture too, as a preconditioner can be.
+        stream: leave the factors in the file and read a layer's whenever it is used, so that one layer is in memory
+            at a time. The folder must stay as it is meanwhile.
         **expected_options: options of :func:`fit_curvature` that the factors must have been fitted with.
 
     Raises:
@@ -93,21 +114,22 @@ def load_curvature(
     manifest = _read_manifest(folder)
     try:
         layers, clamped = _layers(manifest["layers"])
-        curvature = Curvature(
+        about = Curvature(
             blocks={},
             uncovered=manifest["uncovered"],
             rows=manifest["rows"],
             weights_digest=manifest["weights_digest"],
             data_fingerprint=manifest["data_fingerprint"],
             options=manifest["options"],
+            passes=manifest.get("passes"),
         )
         digest = manifest["factors_sha256"]
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / _MANIFEST} is damaged ({error!r}); fit the curvature again") from error
-    _check_options(curvature.options, expected_options)
+    _check_options(about.options, expected_options)
     if not any_weights:
-        curvature.check(model, data)
-    if not _fits(model, layers, curvature.uncovered):
+        about.check(model, data)
+    if not _fits(model, layers, about.uncovered):
         raise StaleCurvatureError(
             f"{folder} covers {some(layer.name for layer in layers)}, other than the layers this model trains; "
             "fit the curvature again"
@@ -116,50 +138,11 @@ def load_curvature(
     try:
         if _sha256(path) != digest:
             raise CheckpointError(f"{path} is not the file its manifest was written for; fit the curvature again")
-        tensors = load_file(path)
     except OSError as error:
         raise CheckpointError(f"{path} can not be read: {error}; fit the curvature again") from error
-    for layer in layers:
-        device = model.get_parameter(next(iter(layer.parameters))).device
-        found: dict[str, Tensor] = {}
-        for part, shape in _shapes(layer, curvature.kind).items():
-            tensor = tensors.pop(f"{layer.name}:{part}", None)
-            if tensor is None or tuple(tensor.shape) != shape:
-                raise CheckpointError(
-                    f"{path} has no {part} of shape {shape} for layer {layer.name!r}; fit the curvature again"
-                )
-            found[part] = tensor.to(device)
-        curvature.blocks[layer.name] = _block(layer, found, clamped[layer.name])
-    if tensors:
-        raise CheckpointError(f"{path} has tensors of no layer: {some(tensors)}; fit the curvature again")
-    return curvature
-
-
-def _shapes(layer: Layer, kind: str) -> dict[str, tuple[int, ...]]:
-    g, o, i = layer.shape
-    if kind == "diagonal":
-        return {"eigenvalues": (g, o, i)}
-    shapes: dict[str, tuple[int, ...]] = {
-        "eigenvalues": (g, o, i),
-        "input_eigenvalues": (g, i),
-        "output_eigenvalues": (g, o),
-    }
-    if not layer.unit_inputs:
-        shapes["input_basis"] = g, i, i
-    if not layer.unit_outputs:
-        shapes["output_basis"] = g, o, o
-    return shapes
-
-
-def _block(layer: Layer, parts: dict[str, Tensor], clamped: int) -> Block:
-    return Block(
-        layer,
-        Basis(parts.get("input_basis"), parts.get("output_basis")),
-        parts["eigenvalues"],
-        parts.get("input_eigenvalues"),
-        parts.get("output_eigenvalues"),
-        clamped,
-    )
+    device = {layer.name: model.get_parameter(next(iter(layer.parameters))).device for layer in layers}
+    blocks = stored_blocks(path, layers, about.kind, clamped, device)
+    return replace(about, blocks=blocks if stream else dict(blocks))
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

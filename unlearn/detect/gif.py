@@ -110,7 +110,7 @@ def gif_scores(
         batch_size=batch_size,
     )
     layers = damped.curvature.layers
-    factors = {name: DampedFactors.of(block, damped.added) for name, block in damped.curvature.blocks.items()}
+    factors = damped.curvature.per_layer(lambda block: DampedFactors.of(block, damped.added))
     activity = UnitActivity(model, select)
     common: dict[str, Tensor] = {}
     if scope == "data":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, get_args
 
 import torch
@@ -135,7 +136,7 @@ class InfluencePair:
         )
         return cls(model, rows, query_rows, the_task, damped, relative, batch_size, query_batch)
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """Type of the curvature, and of the influences."""
         return next(iter(self.damped.curvature.blocks.values())).eigenvalues.dtype

@@ -60,7 +60,7 @@ def layer_self_influence(
         batch_size=batch_size,
     )
     blocks = damped.curvature.blocks
-    forms = {name: block.quadratic_form(damped.added) for name, block in blocks.items()}
+    forms = damped.curvature.per_layer(lambda block: block.quadratic_form(damped.added))
     values = torch.zeros(len(rows), len(blocks), dtype=torch.float64)
     for positions, gradients in layer_gradients(model, rows, the_task, damped.curvature.layers, batch_size):
         for column, name in enumerate(blocks):

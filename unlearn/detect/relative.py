@@ -10,7 +10,7 @@ with g the gradient of the training row and H = G + w + d.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -32,16 +32,15 @@ def row_norms(curvature: Curvature, added: float, relative: Relative) -> Callabl
         added: w + d.
         relative: which norm.
     """
-    forms: dict[str, Callable[[Tensor, Tensor], Tensor]]
+    forms: Mapping[str, Callable[[Tensor, Tensor], Tensor]]
     if relative == "gradient":
         forms = dict.fromkeys(curvature.blocks, squared_norms)
     elif relative == "loss":
-        forms = {name: block.quadratic_form(added) for name, block in curvature.blocks.items()}
+        forms = curvature.per_layer(lambda block: block.quadratic_form(added))
     else:
-        forms = {  # g^T H^-2 g
-            name: replace(block, eigenvalues=(block.eigenvalues + added).square()).quadratic_form(0.0)
-            for name, block in curvature.blocks.items()
-        }
+        forms = curvature.per_layer(  # g^T H^-2 g
+            lambda block: replace(block, eigenvalues=(block.eigenvalues + added).square()).quadratic_form(0.0)
+        )
 
     def norms(gradients: LayerGradients) -> Tensor:
         parts = [forms[name](a, d).double() for name, (a, d) in gradients.items()]

@@ -161,7 +161,7 @@ def _values(model: nn.Module, damped: DampedSolver, asked: _Asked, relative: Rel
     if damped.curvature is None:
         return _row_by_row(model, damped, asked, relative)
     curvature = damped.curvature
-    forms = {name: block.quadratic_form(damped.added) for name, block in curvature.blocks.items()}
+    forms = curvature.per_layer(lambda block: block.quadratic_form(damped.added))
     norms = None if relative is None else row_norms(curvature, damped.added, relative)
     values = torch.zeros(len(asked.rows), dtype=torch.float64)
     for positions, gradients in layer_gradients(

@@ -80,7 +80,7 @@ def gradient_sketches(
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; give at least 1")
     rows, the_task = as_rows(data), get_task(task)
-    roots: dict[str, tuple[Basis, Tensor | None]]
+    roots: Mapping[str, tuple[Basis, Tensor | None]]
     preconditioner: dict[str, Any] | None = None
     if curvature is None:
         if damping is not None or weight_decay:
@@ -100,9 +100,7 @@ def gradient_sketches(
             batch_size=batch_size,
         )
         layers = curvature.layers
-        roots = {
-            name: (block.basis, (block.eigenvalues + damped.added).rsqrt()) for name, block in curvature.blocks.items()
-        }
+        roots = curvature.per_layer(lambda block: (block.basis, (block.eigenvalues + damped.added).rsqrt()))
         preconditioner = curvature.options | {
             "data_fingerprint": curvature.data_fingerprint,
             "damping": damped.damping,

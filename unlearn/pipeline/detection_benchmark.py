@@ -56,6 +56,6 @@ def measure_detectors(run: Run, methods: Sequence[str] = tuple(DETECTORS)) -> di
         measured[method] = {
             **{name: value for name, value in quality.items() if value is not None},
             "found": float(found_curve(scores, run.data)[wrong]) / wrong,
-            "cost_epochs": DETECTORS[method].cost(scores),
+            "cost_epochs": DETECTORS[method].cost(scores, run),
         }
     return measured

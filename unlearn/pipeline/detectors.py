@@ -26,17 +26,20 @@ class Detector:
         cost_epochs: training epochs beyond the original training (forward 1, backward 2 for each row; an epoch is 3 n),
             with the fit of factors where it needs them, though a run fits them once for all scores; None where it
             depends on the run, and the scores say it.
+        fits: whether it needs the run's curvature.
     """
 
     score: Callable[[Run], Scores]
     cost_epochs: float | None = None
+    fits: bool = False
 
-    def cost(self, scores: Scores) -> float:
-        """Return the training epochs that these scores cost."""
+    def cost(self, scores: Scores, run: Run) -> float:
+        """Return the training epochs that these scores of a run cost."""
         said = scores.options.get("cost_epochs") if self.cost_epochs is None else self.cost_epochs
         if not isinstance(said, (int, float)):
             raise InputError(f"score {scores.method!r} states no cost; give cost_epochs in its options")
-        return float(said)
+        streamed = self.fits and run.recipe.detect.stream_factors
+        return float(said) + ((run.curvature().passes or FIT_COST) - FIT_COST if streamed else 0.0)
 
 
 def _margin_trajectory(run: Run) -> Scores:
@@ -81,8 +84,8 @@ def _out_of_sample(run: Run) -> Scores:
 DETECTORS: Mapping[str, Detector] = {
     "margin-trajectory": Detector(_margin_trajectory, 0.0),
     "loss": Detector(_row_by_row("loss"), 1 / 3),
-    "self-influence": Detector(_row_by_row("self-influence"), FIT_COST + 1),
-    "gif": Detector(_row_by_row("gif"), FIT_COST + 1),
+    "self-influence": Detector(_row_by_row("self-influence"), FIT_COST + 1, fits=True),
+    "gif": Detector(_row_by_row("gif"), FIT_COST + 1, fits=True),
     "outlier-gradients": Detector(_outlier_gradients("isolation-forest")),
     "outlier-gradients-l1": Detector(_outlier_gradients("l1")),
     "outlier-gradients-l2": Detector(_outlier_gradients("l2")),

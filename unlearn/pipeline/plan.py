@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from unlearn.curvature import fit_curvature
+from unlearn.curvature.fit import layer_groups
 from unlearn.curvature.layers import Coverage, Layer, find_layers
 from unlearn.data import Rows
 from unlearn.inputs import call_model
@@ -74,6 +75,7 @@ class RunPlan:
         stages: of the run.
         memory: bytes of this machine.
         disk: bytes free where the run goes.
+        streamed: whether the recipe keeps factors on the disk.
     """
 
     recipe: str
@@ -85,6 +87,7 @@ class RunPlan:
     stages: tuple[StagePlan, ...]
     memory: int
     disk: int
+    streamed: bool = False
 
     @property
     def factors(self) -> int:
@@ -98,10 +101,13 @@ class RunPlan:
         peak = max(self.stages, key=lambda stage: stage.memory)
         if peak.memory > self.memory:
             widest = max(self.layers, key=lambda layer: layer["bytes"])
+            over = [stage.name for stage in self.stages if stage.memory > self.memory]
+            detect = "; for detect, state detect.stream_factors = true: they stay on the disk, for more passes"
             found.append(
                 f"{peak.name} needs {size(peak.memory)} beside data and activations, and this machine has "
                 f"{size(self.memory)}: the factors of layer {widest['name']!r} take {size(widest['bytes'])}; leave it "
-                "out with skip= from Python, or take a narrower model"
+                f"out with skip= from Python, or take a narrower model"
+                f"{detect if 'detect' in over and not self.streamed else ''}"
             )
         disk = sum(stage.disk for stage in self.stages)
         if disk > self.disk:
@@ -150,6 +156,7 @@ def plan_of(run: Run, *, measure: bool = True) -> RunPlan:
     state = model.state_dict()
     weights = sum(value.nbytes for value in state.values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    groups = _groups(recipe, coverage, weights)
     fits = 2 * sum(layer["bytes"] for layer in layers) < memory
     speed = Speed.measured(run, model, rows, fit=fits) if measure else None
     return RunPlan(
@@ -159,9 +166,10 @@ def plan_of(run: Run, *, measure: bool = True) -> RunPlan:
         layers,
         coverage.uncovered,
         None if speed is None else speed.epoch,
-        _stages(run, rows, weights, coverage, speed),
+        _stages(run, rows, weights, coverage, groups, speed),
         memory,
         shutil.disk_usage(_existing(run.folder)).free,
+        recipe.detect.stream_factors,
     )
 
 
@@ -213,7 +221,18 @@ def _seconds_of_batches(model: nn.Module, rows: Rows, batch: int, device: str | 
     return (time.perf_counter() - begun) * len(rows) / passed
 
 
-def _stages(run: Run, rows: Rows, weights: int, coverage: Coverage, speed: Speed | None) -> tuple[StagePlan, ...]:
+def _groups(recipe: Recipe, coverage: Coverage, weights: int) -> list[int]:
+    """Return the bytes of the factors that are in memory together, of each group of layers that is fitted at once."""
+    sizes = {layer.name: factor_bytes(layer) for layer in coverage.layers}
+    if not recipe.detect.stream_factors:
+        return [sum(sizes.values())]
+    groups = layer_groups(coverage.layers, list(sizes.values()), weights)
+    return [sum(sizes[layer.name] for layer in group) for group in groups]
+
+
+def _stages(
+    run: Run, rows: Rows, weights: int, coverage: Coverage, groups: list[int], speed: Speed | None
+) -> tuple[StagePlan, ...]:
     recipe, factors = run.recipe, sum(factor_bytes(layer) for layer in coverage.layers)
     train, epochs = recipe.train, float(recipe.train.epochs)
     snapshots = len(snapshot_epochs(train.snapshot_epochs, train.epochs))
@@ -229,7 +248,8 @@ def _stages(run: Run, rows: Rows, weights: int, coverage: Coverage, speed: Speed
     methods = {recipe.detect.method, *recipe.detect.beside}
     costs = [cost for name in methods if (cost := DETECTORS[name].cost_epochs) is not None]
     fits = len([name for name in methods if name in ("self-influence", "gif")])
-    searched = sum(costs) - FIT_COST * max(0, fits - 1) if len(costs) == len(methods) else None
+    fitted = FIT_COST * (len(groups) if fits else 0)
+    searched = sum(costs) - FIT_COST * fits + fitted if len(costs) == len(methods) else None
     repaired, how, decompositions = _repair_cost(recipe, rows)
     references = recipe.verify.references
     stages = (
@@ -245,9 +265,9 @@ def _stages(run: Run, rows: Rows, weights: int, coverage: Coverage, speed: Speed
             "detect",
             searched,
             seconds(searched, min(1, fits)),
-            2 * factors if fits else weights,
+            2 * max(groups) if fits else weights,
             factors if fits else 0,
-            ", ".join(sorted(methods)),
+            ", ".join(sorted(methods)) + (f"; factors in {len(groups)} groups of layers" if len(groups) > 1 else ""),
         ),
         StagePlan("repair", repaired, seconds(repaired, decompositions), 2 * factors + 4 * weights, weights, how),
         StagePlan(

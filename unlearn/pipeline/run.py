@@ -242,9 +242,11 @@ class Run:
     def curvature(self) -> Curvature:
         """The curvature of the original on its rows, read from the run folder or fitted and kept there."""
         model, record = self.original
-        folder = self.folder / "curvature"
+        folder, stream = self.folder / "curvature", self.recipe.detect.stream_factors
         if (folder / "manifest.json").exists():
-            return load_curvature(folder, model, self.data)
+            return load_curvature(folder, model, self.data, stream=stream)
+        if stream:
+            return fit_curvature(model, self.data, task=record.task, folder=folder)
         fitted = fit_curvature(model, self.data, task=record.task)
         make_folder(folder)
         fitted.save(folder)

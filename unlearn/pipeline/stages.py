@@ -89,7 +89,7 @@ def detect_stage(run: Run) -> None:
         deciding = write_scores(run, method, suggestions)
         orders[method] = deciding
         quality = detect.ranking_quality(deciding, run.data) if run.data.truth is not None else {}
-        table.append({"method": method, "cost_epochs": DETECTORS[method].cost(deciding), **quality})
+        table.append({"method": method, "cost_epochs": DETECTORS[method].cost(deciding, run), **quality})
     cutoff = detect.estimate_cutoff(deciding) if section.count is None else detect.count_cutoff(deciding, section.count)
     write_flagged(run, deciding, cutoff.ids)
     quality_of_decision = None if run.data.truth is None else detect.decision_quality(cutoff.ids, suggestions, run.data)

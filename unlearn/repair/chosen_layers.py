@@ -68,7 +68,8 @@ def restricted(curvature: Curvature, names: Collection[str]) -> Curvature:
     missing = [name for name in names if name not in curvature.covered]
     if missing:
         raise InputError(f"the curvature given does not cover {some(map(repr, missing))}; fit it with these layers")
-    blocks = {name: block for name, block in curvature.blocks.items() if block.layer.parameters.keys() & set(names)}
+    chosen = [layer.name for layer in curvature.layers if layer.parameters.keys() & set(names)]
+    blocks = {name: curvature.blocks[name] for name in chosen}
     left = {name: "skipped" for name in curvature.covered if name not in names}
     torn = [name for block in blocks.values() for name in block.layer.parameters if name in left]
     if torn:

@@ -174,6 +174,7 @@ def train(
     optimizer = settings.build_optimizer(model)
     if folder is None:
         run_steps(model, optimizer, data, order, rates, task=the_task, seed=seed, description=description)
+        model.zero_grad()
         record = TrainingRecord(
             **describe(optimizer),  # type: ignore[arg-type]
             lr=tuple(rates),
@@ -199,4 +200,5 @@ def train(
         recorder.step(ids, *((outputs, labels) if classes else (None, None)))
 
     run_steps(model, optimizer, data, order, rates, task=the_task, seed=seed, on_step=note, description=description)
+    model.zero_grad()  # as large as the weights, and of one batch
     return model.eval(), recorder.finish()
