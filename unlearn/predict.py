@@ -11,7 +11,7 @@ from unlearn.data import DEFAULT_BATCH, Rows
 from unlearn.inputs import call_model
 from unlearn.modes import evaluation
 
-OUTPUT_BYTES = 8 * 2**20
+OUTPUT_BYTES = 4 * 2**20
 
 
 def rows_within(model: nn.Module, data: Rows, batch_size: int) -> int:
@@ -22,7 +22,7 @@ def rows_within(model: nn.Module, data: Rows, batch_size: int) -> int:
 
     >>> model, labels = nn.Linear(1, 2**20), torch.zeros(3, 2**20)
     >>> rows_within(model, Rows.from_tensors(torch.ones(3, 1), labels), 256)
-    2
+    1
     """
     if data.labels.ndim < 2 or batch_size < 2:
         return batch_size

@@ -123,11 +123,29 @@ ARGUMENTS = {
 
 
 @pytest.mark.parametrize(("options", "message"), ARGUMENTS.values(), ids=ARGUMENTS.keys())
-def test_arguments_that_a_record_can_not_describe_are_refused(options: Any, message: str, tmp_path: Path) -> None:
+def test_arguments_that_a_record_can_not_describe_are_refused(
+    options: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # older arguments set it and leave it
     model, rows = tiny_bert(), rows_of("bert")
     with pytest.raises(RecordError, match=message):
         trained(model, rows, tmp_path, TrainerRecorder(tmp_path / "run", rows), **options)
     assert same(model, tiny_bert())
+
+
+def test_half_precision_that_the_arguments_do_not_tell_of_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the gradient that is checked is of half precision too, so it does not tell
+    class Prepared(torch.optim.SGD):
+        accelerator_state = type("State", (), {"mixed_precision": "bf16"})
+
+    model, rows = WithBatchNorm(), named_rows()
+    recorder = TrainerRecorder(tmp_path / "run", rows)
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), max_grad_norm=0.0, use_cpu=True)
+    state = transformers.TrainerState()
+    with pytest.raises(RecordError, match=r"in 'bf16'.*ACCELERATE_MIXED_PRECISION=no"):
+        recorder.on_train_begin(arguments, state, None, model=model, optimizer=Prepared(model.parameters(), lr=0.1))
 
 
 def test_dropout_is_refused_with_the_words_of_the_configuration(tmp_path: Path) -> None:

@@ -121,6 +121,10 @@ def _kronecker(stream: FisherStream, *, refit: bool) -> dict[str, Block]:
     for layer in stream.layers:
         (lambda_A, U_A, clamped_A), (lambda_S, U_S, clamped_S) = next(found), next(found)
         product = lambda_S[:, :, None] * lambda_A[:, None]
+        if refit:
+            product = product.new_zeros(()).expand_as(
+                product
+            )  # until the second pass; all of them would be weights again
         blocks[layer.name] = Block(layer, Basis(U_A, U_S), product, lambda_A, lambda_S, clamped_A + clamped_S)
     if not refit:
         return blocks

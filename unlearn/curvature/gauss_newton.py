@@ -41,7 +41,9 @@ class GaussNewton:
 
     Attributes:
         parameters: names of the parameters it acts on.
-        cost: what its products cost so far: 4 for each row of each product (forward 1; JVP 2 and VJP 2 share it).
+        cost: what its products cost so far: 4 for each row of each product (forward 1; JVP 2 and VJP 2 share it). Of
+            rows with many outputs 5: there the VJP has a forward pass of its own, as the graph of both at once takes
+            many times the memory.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class GaussNewton:
         self._rows = rows
         self._task = task
         self._batch_size = batch_size
+        self._apart = rows_within(model, rows, batch_size) < batch_size
         self._state = {name: value.detach().clone() if copied else value.detach() for name, value in _state(model)}
         self.parameters = _names(model, parameters)
         self.cost = 0
@@ -82,6 +85,17 @@ class GaussNewton:
             def push(chosen: Vector) -> tuple[Tensor, Tensor]:
                 return jvp(outputs, (chosen,), (tangent,))  # type: ignore[return-value]
 
+            if self._apart:
+                with torch.no_grad():
+                    values, tangents = push(weights)
+                cotangent = self._task.fisher_product(values, labels, tangents)
+                del values, tangents
+                with torch.enable_grad():
+                    leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+                    parts = torch.autograd.grad(
+                        outputs(leaves), list(leaves.values()), cotangent, materialize_grads=True
+                    )
+                return dict(zip(leaves, parts, strict=True))
             values, pull, tangents = vjp(push, weights, has_aux=True)  # type: ignore[misc]
             (found,) = pull(self._task.fisher_product(values, labels, tangents))
             return found  # type: ignore[no-any-return]
@@ -90,7 +104,7 @@ class GaussNewton:
             add_scaled_(total, 1.0, part)
             del part
         sum_over_ranks(*total.values())
-        self.cost += ROW_PRODUCT_COST * len(self._rows)
+        self.cost += (ROW_PRODUCT_COST + self._apart) * len(self._rows)
         return {name: total[name].div_(len(self._rows)) for name in vector}
 
 

@@ -86,7 +86,7 @@ def mean_squares(stream: FisherStream, bases: dict[str, Basis]) -> dict[str, Ten
                 for block in basis.gradients(a, d):
                     total += block.square_().sum(1)
     sum_over_ranks(*found.values())
-    return {name: total / len(stream.rows) for name, total in found.items()}
+    return {name: total.div_(len(stream.rows)) for name, total in found.items()}
 
 
 def _without_noise(squares: Tensor) -> Tensor:

@@ -237,7 +237,8 @@ def apply_changes(
         )
         taken, storage, preconditioner = done.steps, 0, done.curvature
         notes += done.notes
-    moved, solve_cost = done.model, done.cost
+    moved, solve_cost, factor_rows = done.model, done.cost, done.factor_rows
+    del place, done  # a replay needs room for the weights' gradients and moments
     edited, replayed = changes.apply(rows), 0
     moves_all = not skip and names is None and (plan.unrolled or any(step.accepted for step in taken))
     if start is None and batch_norm == "re-estimate" and moves_all:
@@ -249,6 +250,8 @@ def apply_changes(
             )
     if record is not None and start is not None:
         take = None if keeper is None else keeper.take
+        if snapshot is None:
+            snapshot = Snapshot({}, record.snapshot(start).optimizer)
         moved, replayed = replay(moved, edited, record, start=start, snapshot=snapshot, take=take)
     elif record is not None and keeper is not None:
         last = record.snapshot(record.steps) if snapshot is None and record.steps in record.snapshots else snapshot
@@ -272,7 +275,7 @@ def apply_changes(
         record=record,
         steps=taken,
         cost=Cost(
-            factors=FACTOR_COST * done.factor_rows / epoch,
+            factors=FACTOR_COST * factor_rows / epoch,
             solve=(solve_cost + new_head.cost) / epoch,
             replay=EPOCH_COST * replayed / epoch,
             storage=storage,
@@ -293,7 +296,7 @@ def apply_changes(
 def _place(
     model: nn.Module, record: TrainingRecord | None, start: int | None, *, needed: bool
 ) -> tuple[nn.Module, Snapshot | None]:
-    """Return the model with the weights to edit, and their snapshot where one is needed: for its optimizer state."""
+    """Return the model with the weights to edit, and their snapshot where the edit needs its optimizer state."""
     if record is None or (start is None and not needed):
         return model, None
     snapshot = last_snapshot(record) if start is None else record.snapshot(start)
@@ -302,4 +305,4 @@ def _place(
         return model, snapshot
     place = copy.deepcopy(model)
     snapshot.restore(place)
-    return place, snapshot
+    return place, snapshot if needed else None

@@ -79,6 +79,12 @@ class TrainerRecorder:
                 "without resume_from_checkpoint"
             )
         optimizer = kwargs["optimizer"]
+        precision = getattr(getattr(optimizer, "accelerator_state", None), "mixed_precision", "no")
+        if precision != "no":  # TrainingArguments may say nothing of it
+            raise RecordError(
+                f"accelerate runs the model in {precision!r}, and a training record tells of full precision; set the "
+                "environment variable ACCELERATE_MIXED_PRECISION=no"
+            )
         while not type(optimizer).__module__.startswith("torch.") and hasattr(optimizer, "optimizer"):
             optimizer = optimizer.optimizer  # accelerate's wrapper
         drawn = DrawnBatches(kwargs["train_dataloader"], len(self._data))
