@@ -8,13 +8,16 @@ memory, the rest on disk.
 
 Memory is the most resident memory in a stage above the process with weights and rows loaded, whatever earlier stages
 still hold included: the edit and its evidence each fit the factors that they need, and let them go. The allocator
-returns blocks above 64 KB at once. "Activations" is that of a forward and backward pass of the loss at the stated
+returns blocks above 64 KB at once, and all stages are run on a tiny model beforehand, so that code which is loaded on
+first use does not count. "Activations" is that of a forward and backward pass of the loss at the stated
 batch; the last column leaves it out, as the bar does. Sides as wide as the vocabulary have a diagonal factor. What
 retraining without the 10 rows would give is not computed here.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
 import os
@@ -45,6 +48,7 @@ from unlearn.verification.linear_prediction import agreement_of_parts, output_ch
 TASK, BATCH, LENGTH, VOCABULARY, REMOVED = "language-modelling", 4, 64, 8192, 10
 FULL = {"width": 256, "depth": 8, "rows": 128, "vocabulary": VOCABULARY}
 QUICK = {"width": 32, "depth": 2, "rows": 32, "vocabulary": 512}
+FIRST = {"width": 8, "depth": 1, "rows": 12, "vocabulary": 64}
 GROWTH = list(itertools.product((64, 128, 256), (2, 4, 8)))
 GROWTH_ROWS = 16
 MOST = {False: 10.0, True: 4.0}
@@ -205,6 +209,9 @@ def main(words: list[str]) -> None:
     if words[:1] == ["one"]:
         torch.set_num_threads(1)
         size = QUICK if "--quick" in words else FULL
+        quiet = io.StringIO()
+        with contextlib.redirect_stderr(quiet):
+            measure(**FIRST, streamed=streamed)
         grown = [int(word) for word in words[1:3]] if words[1].isdigit() else []
         print(json.dumps(growth(*grown, streamed) if grown else measure(**size, streamed=streamed)))
         return
