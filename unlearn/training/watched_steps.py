@@ -109,7 +109,8 @@ class WatchedSteps:
     def _saw(self, module: nn.Module, _: Any, returned: Any) -> None:
         """Keep the outputs of a forward pass of the training."""
         outputs = outputs_tensor(returned)
-        if module.training and torch.is_grad_enabled() and outputs is not None:
+        wanted = len(self._outputs) < 2  # of two passes in one step neither is its own
+        if wanted and module.training and torch.is_grad_enabled() and outputs is not None:
             self._outputs.append(outputs.detach())
 
     def _before(self, *_: Any) -> None:
