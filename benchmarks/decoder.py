@@ -209,10 +209,9 @@ def main(words: list[str]) -> None:
     if words[:1] == ["one"]:
         torch.set_num_threads(1)
         size = QUICK if "--quick" in words else FULL
-        quiet = io.StringIO()
-        with contextlib.redirect_stderr(quiet):
-            measure(**FIRST, streamed=streamed)
         grown = [int(word) for word in words[1:3]] if words[1].isdigit() else []
+        with contextlib.redirect_stderr(io.StringIO()):
+            growth(8, 1, streamed) if grown else measure(**FIRST, streamed=streamed)
         print(json.dumps(growth(*grown, streamed) if grown else measure(**size, streamed=streamed)))
         return
     print(" ".join(["# python -m benchmarks.decoder", *words]))
