@@ -19,6 +19,7 @@ from unlearn.repair import Changes
 from unlearn.repair.objective import EditedObjective
 from unlearn.tasks import get_task
 from unlearn.training import TrainSettings, train
+from unlearn.verification.linear_prediction import output_change
 
 TASK = "language-modelling"
 EACH = 7 * 23 * 8  # bytes of a row's outputs
@@ -92,6 +93,7 @@ def test_scores_and_products_are_those_of_whole_batches(
     )
     vector = {name: torch.ones_like(p) for name, p in model.named_parameters()}
     close(*both(monkeypatch, lambda: gauss_newton(model, rows, task=TASK).matvec(vector)))
+    close(*both(monkeypatch, lambda: output_change(model, rows, vector)))
     operators = both(monkeypatch, lambda: gauss_newton(model, rows, task=TASK))
     for operator in operators:
         operator.matvec(vector)
