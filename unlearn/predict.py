@@ -11,7 +11,7 @@ from unlearn.data import DEFAULT_BATCH, Rows
 from unlearn.inputs import call_model
 from unlearn.modes import evaluation
 
-OUTPUT_BYTES = 4 * 2**20
+OUTPUT_BYTES = 2 * 2**20
 
 
 def rows_within(model: nn.Module, data: Rows, batch_size: int) -> int:
