@@ -66,7 +66,9 @@ if TYPE_CHECKING:
     from unlearn.repair import restricted_edit as restricted_edit
     from unlearn.repair import train_certified_head as train_certified_head
     from unlearn.tasks import OwnLoss as OwnLoss
+    from unlearn.training import LightningRecorder as LightningRecorder
     from unlearn.training import Recorder as Recorder
+    from unlearn.training import TrainerRecorder as TrainerRecorder
     from unlearn.training import TrainingRecord as TrainingRecord
     from unlearn.training import TrainSettings as TrainSettings
     from unlearn.training import Trajectory as Trajectory
@@ -148,8 +150,10 @@ _ROOMS = {
     ),
     "unlearn.tasks": ("OwnLoss",),
     "unlearn.training": (
+        "LightningRecorder",
         "Recorder",
         "TrainSettings",
+        "TrainerRecorder",
         "TrainingRecord",
         "Trajectory",
         "load_checkpoint",

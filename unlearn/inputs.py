@@ -107,20 +107,32 @@ def call_model(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] |
     with passes(device):
         try:
             if weights is None:
-                outputs = model(*arguments, **keywords)
+                returned = model(*arguments, **keywords)
             else:
-                outputs = functional_call(model, dict(weights), arguments, keywords)
+                returned = functional_call(model, dict(weights), arguments, keywords)
         except RuntimeError as error:
             _check_types(model, inputs, error)
             raise
-    if not isinstance(outputs, Tensor):
-        outputs = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
-    if not isinstance(outputs, Tensor):
+    outputs = outputs_tensor(returned)
+    if outputs is None:
         raise InputError(
             f"{type(model).__name__} returns neither a tensor nor something with logits; wrap it in a module that "
             "returns one tensor, first dimension rows"
         )
     return at_least_float32(outputs)
+
+
+def outputs_tensor(returned: object) -> Tensor | None:
+    """Return the tensor that a model returned, or the ``logits`` in what it returned; None where there is neither.
+
+    >>> import torch
+    >>> outputs_tensor({"loss": torch.ones(1), "logits": torch.zeros(1)})
+    tensor([0.])
+    """
+    if isinstance(returned, Tensor):
+        return returned
+    found = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", None)
+    return found if isinstance(found, Tensor) else None
 
 
 def _check_types(model: nn.Module, inputs: Inputs, error: RuntimeError) -> None:

@@ -46,6 +46,7 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
     try:
         for item in items:
             yield item
+            del item  # not to be held beside the next one
             progress.advance(task)
     finally:
         progress.remove_task(task)

@@ -20,6 +20,7 @@ from unlearn.curvature import (
     Solver,
     Vector,
     add_scaled,
+    conjugate_gradient,
     dot,
     fit_curvature,
     gauss_newton,
@@ -185,6 +186,31 @@ def test_an_exact_preconditioner_leaves_one_iteration() -> None:
     operator = gauss_newton(model, data, task="regression")
     assert ConjugateGradientSolver(operator, preconditioner=curvature).run(v, damping=1e-3).iterations == 1
     assert ConjugateGradientSolver(operator).run(v, damping=1e-3).iterations > 5
+
+
+def test_vectors_are_updated_in_place_and_the_callers_are_not() -> None:
+    # rejects a search direction or a residual that shares memory with what the caller or the preconditioner holds
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    A, b = root @ root.T + torch.eye(6), torch.randn(6, generator=generator, dtype=torch.float64)
+    rhs, seen = {"w": b.clone()}, []
+
+    def kept(vector: Vector) -> Vector:
+        seen.append((vector, vector["w"].clone()))
+        return vector
+
+    plain = conjugate_gradient(lambda v: {"w": A @ v["w"]}, rhs, iterations=4, tolerance=0.0)
+    same = conjugate_gradient(
+        lambda v: {"w": A @ kept(v)["w"]}, rhs, preconditioner=lambda r: r, iterations=4, tolerance=0.0
+    )
+    assert torch.equal(rhs["w"], b)
+    assert torch.equal(plain.solution["w"], same.solution["w"])
+    directions = torch.stack([value for _, value in seen])
+    products = directions @ A @ directions.T
+    torch.testing.assert_close(products, products.diagonal().diag(), rtol=0, atol=1e-9)
+    krylov = torch.stack([torch.linalg.matrix_power(A, k) @ b for k in range(4)], 1)
+    best = krylov @ torch.linalg.solve(krylov.T @ A @ krylov, krylov.T @ b)
+    torch.testing.assert_close(plain.solution["w"], best, rtol=1e-6, atol=1e-8)
 
 
 def test_the_preconditioner_must_cover_the_operator() -> None:

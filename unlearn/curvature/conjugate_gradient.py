@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from unlearn.curvature.vectors import Vector, add_scaled, dot, norm, zeros_like
+import torch
+
+from unlearn.curvature.vectors import Vector, add_scaled, add_scaled_, dot, norm, zeros_like
 from unlearn.errors import InputError
 
 
@@ -58,7 +60,7 @@ def conjugate_gradient(
     """
     if iterations < 0 or not tolerance >= 0:
         raise InputError(f"iterations is {iterations} and tolerance {tolerance}; give numbers of at least 0")
-    x, r = zeros_like(rhs), rhs
+    x, r = zeros_like(rhs), rhs  # beside the right-hand side there are x, r, p, and one of z and A p
     scale = norm(rhs)
     if not math.isfinite(scale):
         raise InputError("the right-hand side has NaN or infinite values; check the rows whose gradient it is")
@@ -74,17 +76,23 @@ def conjugate_gradient(
             return _broken(
                 x, residuals, tolerance, f"r^T M r = {rz:.3g}: the preconditioner M is not positive definite"
             )
-        p = z if p is None else add_scaled(z, rz / rz_before, p)
+        if p is None:
+            p = {name: part.clone() for name, part in z.items()}
+        else:
+            for name, part in p.items():
+                torch.add(z[name], part, alpha=rz / rz_before, out=part)
+        del z
         Ap = matvec(p)
         curvature = dot(p, Ap)
         if not (math.isfinite(curvature) and curvature > 0):
             return _broken(x, residuals, tolerance, f"p^T A p = {curvature:.3g}: the operator is not positive definite")
         step = rz / curvature
-        r = add_scaled(r, -step, Ap)
+        r = add_scaled(r, -step, Ap) if r is rhs else add_scaled_(r, -step, Ap)
+        del Ap
         residual = norm(r) / scale
         if not math.isfinite(residual):
             return _broken(x, residuals, tolerance, f"the residual is {residual}: the operator is not finite")
-        x = add_scaled(x, step, p)
+        add_scaled_(x, step, p)
         residuals.append(residual)
     return CGResult(x, len(residuals) - 1, residuals, converged=residuals[-1] <= tolerance)
 

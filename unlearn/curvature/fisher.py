@@ -19,6 +19,7 @@ from unlearn.curvature.layers import Layer
 from unlearn.curvature.taps import TAP_BATCH, Taps, rows_at_once
 from unlearn.data import Rows, within_memory
 from unlearn.inputs import Inputs
+from unlearn.predict import rows_within
 from unlearn.tasks import Task
 
 FisherKind = Literal["sampled", "exact"]
@@ -90,7 +91,8 @@ class FisherStream:
             gradients = [taps.gradients(outputs, v, again=k + 1 < len(roots)) for k, v in enumerate(roots)]
             return taps.without_graph(), gradients
 
-        device, size = next(self.model.parameters()).device, rows_at_once(self.layers, self.batch_size)
+        device = next(self.model.parameters()).device
+        size = rows_within(self.model, self.rows, rows_at_once(self.layers, self.batch_size))
         kept: list[_Batch] = []
         room = self.keep_bytes
         for taps, gradients in within_memory(self.rows, size, device, work, "fitting curvature", shared=True):

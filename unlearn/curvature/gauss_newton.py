@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.func import jvp, vjp
 
 from unlearn.curvature.digest import check_ranks
-from unlearn.curvature.vectors import Vector, add_scaled, zeros_like
+from unlearn.curvature.vectors import Vector, add_scaled_, zeros_like
 from unlearn.data import DEFAULT_BATCH, Rows, as_rows, within_memory
 from unlearn.errors import InputError, did_you_mean, some
 from unlearn.inputs import Inputs, call_model
 from unlearn.modes import evaluation, plain_attention
 from unlearn.precision import at_least_float32, check_overflow, power_of_two, refuse_half, type_of_passes, widened
+from unlearn.predict import rows_within
 from unlearn.ranks import sum_over_ranks
 from unlearn.tasks import Task, get_task
 
@@ -37,15 +38,25 @@ with warnings.catch_warnings(), contextlib.suppress(ImportError):
 class GaussNewton:
     """The Gauss-Newton matrix of the mean loss over rows, at the weights the model had when this was made.
 
-    Weights of half precision are taken in float32, and so are its products.
+    Weights of half precision are taken in float32, and so are its products. ``copied=False`` reads the model's own
+    weights, which must stay as they are while it is used.
 
     Attributes:
         parameters: names of the parameters it acts on.
-        cost: what its products cost so far: 4 for each row of each product (forward 1; JVP 2 and VJP 2 share it).
+        cost: what its products cost so far: 4 for each row of each product (forward 1; JVP 2 and VJP 2 share it). Of
+            rows with many outputs 5: there the VJP has a forward pass of its own, as the graph of both at once takes
+            many times the memory.
     """
 
     def __init__(
-        self, model: nn.Module, rows: Rows, task: Task, parameters: Iterable[str] | None, batch_size: int
+        self,
+        model: nn.Module,
+        rows: Rows,
+        task: Task,
+        parameters: Iterable[str] | None,
+        batch_size: int = DEFAULT_BATCH,
+        *,
+        copied: bool = True,
     ) -> None:
         refuse_half("exact Gauss-Newton products are", only=torch.float16)
         check_ranks(model, rows)
@@ -53,7 +64,8 @@ class GaussNewton:
         self._rows = rows
         self._task = task
         self._batch_size = batch_size
-        self._state = {name: value.detach().clone() for name, value in _state(model)}
+        self._apart = rows_within(model, rows, batch_size) < batch_size
+        self._state = {name: value.detach().clone() if copied else value.detach() for name, value in _state(model)}
         self.parameters = _names(model, parameters)
         self.cost = 0
 
@@ -77,15 +89,27 @@ class GaussNewton:
             def push(chosen: Vector) -> tuple[Tensor, Tensor]:
                 return jvp(outputs, (chosen,), (tangent,))  # type: ignore[return-value]
 
+            if self._apart:
+                with torch.no_grad():
+                    values, tangents = push(weights)
+                cotangent = self._task.fisher_product(values, labels, tangents)
+                del values, tangents
+                with torch.enable_grad():
+                    leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+                    parts = torch.autograd.grad(
+                        outputs(leaves), list(leaves.values()), cotangent, materialize_grads=True
+                    )
+                return dict(zip(leaves, parts, strict=True))
             values, pull, tangents = vjp(push, weights, has_aux=True)  # type: ignore[misc]
             (found,) = pull(self._task.fisher_product(values, labels, tangents))
             return found  # type: ignore[no-any-return]
 
         for part in _over_batches(self._model, self._rows, self._batch_size, product, "Gauss-Newton product"):
-            total = add_scaled(total, 1.0, part)
+            add_scaled_(total, 1.0, part)
+            del part
         sum_over_ranks(*total.values())
-        self.cost += ROW_PRODUCT_COST * len(self._rows)
-        return {name: total[name] / len(self._rows) for name in vector}
+        self.cost += (ROW_PRODUCT_COST + self._apart) * len(self._rows)
+        return {name: total[name].div_(len(self._rows)) for name in vector}
 
 
 def gauss_newton(
@@ -164,7 +188,8 @@ def loss_gradient(
         return dict(zip(names, found, strict=True))
 
     for part in _over_batches(model, rows, batch_size, gradient, "loss gradient"):
-        total = add_scaled(total, 1.0, part)
+        add_scaled_(total, 1.0, part)
+        del part
     sum_over_ranks(*total.values())
     return total
 
@@ -204,4 +229,5 @@ def _over_batches(
 ) -> Iterator[Vector]:
     with evaluation(model), plain_attention():
         device = next(model.parameters()).device
-        yield from within_memory(rows, batch_size, device, work, description, shared=True)
+        size = rows_within(model, rows, batch_size)
+        yield from within_memory(rows, size, device, work, description, shared=True)

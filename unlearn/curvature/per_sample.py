@@ -16,6 +16,7 @@ from unlearn.curvature.taps import Taps, rows_at_once
 from unlearn.data import DEFAULT_BATCH, as_rows, within_memory
 from unlearn.inputs import Inputs
 from unlearn.precision import at_least_float32
+from unlearn.predict import rows_within
 from unlearn.tasks import Task, get_task
 
 LayerGradients = dict[str, tuple[Tensor, Tensor]]
@@ -73,4 +74,5 @@ def layer_gradients(
         return positions, pairs
 
     device = next(model.parameters()).device
-    yield from within_memory(rows, rows_at_once(layers, batch_size), device, gradients, "scoring", shared=shared)
+    size = rows_within(model, rows, rows_at_once(layers, batch_size))
+    yield from within_memory(rows, size, device, gradients, "scoring", shared=shared)

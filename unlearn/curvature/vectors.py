@@ -39,6 +39,18 @@ def add_scaled(x: Vector, factor: float, y: Vector) -> Vector:
     return {name: torch.add(x[name], y[name], alpha=factor) for name in x}
 
 
+def add_scaled_(x: Vector, factor: float, y: Vector) -> Vector:
+    """Add factor * y to x in place, and return x.
+
+    >>> x = {"w": torch.tensor([1.0])}
+    >>> add_scaled_(x, 2.0, {"w": torch.tensor([3.0])}) is x, x
+    (True, {'w': tensor([7.])})
+    """
+    for name, part in x.items():
+        part.add_(y[name], alpha=factor)
+    return x
+
+
 def zeros_like(x: Vector) -> Vector:
     """Return the zero vector of the same keys and shapes.
 

@@ -63,6 +63,7 @@ def _halving(
                 result = work(positions, inputs, labels)
                 done += len(positions)
                 yield result
+                del result  # not to be held beside the next one
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise

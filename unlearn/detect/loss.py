@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from unlearn.data import DEFAULT_BATCH, as_rows
 from unlearn.detect.scores import Scores
 from unlearn.precision import precision_option
-from unlearn.predict import predict
+from unlearn.predict import outputs_of
 from unlearn.tasks import Task, get_task
 
 
@@ -28,13 +29,13 @@ def loss(
     Raises:
         InputError: outputs and labels do not fit, or a loss is not finite.
 
-    >>> import torch
     >>> model = nn.Linear(2, 2)
     >>> loss(model, (torch.eye(2), torch.tensor([0, 1]))).method
     'loss'
     """
     rows, the_task = as_rows(data), get_task(task)
-    outputs = predict(model, rows, batch_size=batch_size)
-    the_task.check(outputs, rows.labels)
-    values = the_task.loss(outputs.double(), rows.labels).numpy()
-    return Scores(rows.ids, np.asarray(values, dtype=np.float64), "loss", precision_option())
+    parts = []
+    for _, outputs, labels in outputs_of(model, rows, batch_size=batch_size):
+        the_task.check(outputs, labels)
+        parts.append(the_task.loss(outputs.double(), labels))
+    return Scores(rows.ids, np.asarray(torch.cat(parts).numpy(), dtype=np.float64), "loss", precision_option())

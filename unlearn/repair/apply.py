@@ -237,6 +237,7 @@ def apply_changes(
         moved, snapshot, storage = unrolled.model, unrolled.snapshot, unrolled.storage
         solve_cost, factor_rows = unrolled.cost, unrolled.factor_rows
         notes += unrolled.notes
+        del unrolled
     elif not plan.compressed:
         newton = newton_edit(
             place,
@@ -254,6 +255,8 @@ def apply_changes(
         moved, taken, preconditioner = newton.model, newton.steps, newton.curvature
         solve_cost, factor_rows = newton.cost, newton.factor_rows
         notes += newton.notes
+        del newton
+    del place  # a replay needs room for the weights' gradients and moments
     replayed = 0
     moves_all = not skip and names is None and (plan.unrolled or any(step.accepted for step in taken))
     if start is None and batch_norm == "re-estimate" and moves_all:
@@ -265,6 +268,8 @@ def apply_changes(
             )
     if record is not None and start is not None:
         take = None if keeper is None else keeper.take
+        if snapshot is None:
+            snapshot = Snapshot({}, record.snapshot(start).optimizer)
         rates = compressed_schedule(record, rows, start, budget) if plan.compressed else None
         moved, replayed = replay(moved, edited, record, start=start, rates=rates, snapshot=snapshot, take=take)
         if rates is not None:

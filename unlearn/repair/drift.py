@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from unlearn.data import Rows
 from unlearn.errors import InputError
-from unlearn.predict import predict
+from unlearn.predict import outputs_of
 from unlearn.tasks import Task
 
 DRIFT_LIMIT = 0.03
@@ -80,5 +81,10 @@ class Drift:
 def movement(before: nn.Module, after: nn.Module, kept: Rows, task: Task) -> tuple[float, int]:
     """Return the mean divergence of the outputs after from those before, and the row passes that it cost."""
     sample = kept.sample(DRIFT_ROWS, 0, "drift-rows")
-    found = task.divergence(predict(before, sample).double(), predict(after, sample).double(), sample.labels)
-    return max(0.0, float(found.mean())), 2 * len(sample)
+    parts = [
+        task.divergence(reference.double(), outputs.double(), labels)
+        for (_, reference, labels), (_, outputs, _) in zip(
+            outputs_of(before, sample), outputs_of(after, sample), strict=True
+        )
+    ]
+    return max(0.0, float(torch.cat(parts).mean())), 2 * len(sample)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from unlearn.curvature import Curvature
 from unlearn.data import Rows
-from unlearn.predict import predict
+from unlearn.predict import outputs_of
 from unlearn.repair.calibration import Calibration
 from unlearn.repair.changes import Changes
 from unlearn.repair.drift import Drift
@@ -17,6 +19,8 @@ from unlearn.repair.newton import Step
 from unlearn.repair.output_cut import OutputCut
 from unlearn.tasks import Task, phi
 from unlearn.training import TrainingRecord
+
+Measure = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -145,14 +149,22 @@ class Edit:
 
 def measure(model: nn.Module, rows: Rows, changes: Changes, task: Task) -> dict[str, float]:
     """Return what an edit reports of a model: loss and phi of the changed rows, loss and accuracy of the others."""
-    changed, kept = rows.only(changes.ids), rows.without(changes.ids) if len(changes.ids) < len(rows) else None
-    outputs = predict(model, changed)
-    found = {"changed_loss": float(task.loss(outputs, changed.labels).mean())}
+    measures: dict[str, Measure] = {"changed_loss": task.loss}
     if rows.classes is not None:
-        found["changed_phi"] = float(phi(outputs, changed.labels).mean())
-    if kept is not None:
-        outputs = predict(model, kept)
-        found["kept_loss"] = float(task.loss(outputs, kept.labels).mean())
+        measures["changed_phi"] = phi
+    found = _means(model, rows.only(changes.ids), measures)
+    if len(changes.ids) < len(rows):
+        measures = {"kept_loss": task.loss}
         if rows.classes is not None:
-            found["kept_accuracy"] = float((outputs.argmax(1) == kept.labels).double().mean())
+            measures["kept_accuracy"] = lambda outputs, labels: (outputs.argmax(1) == labels).double()
+        found |= _means(model, rows.without(changes.ids), measures)
     return found
+
+
+def _means(model: nn.Module, rows: Rows, measures: dict[str, Measure]) -> dict[str, float]:
+    """Return the mean over rows of each measure of (outputs, labels), batch by batch."""
+    parts = [
+        {name: measure(outputs, labels) for name, measure in measures.items()}
+        for _, outputs, labels in outputs_of(model, rows)
+    ]
+    return {name: float(torch.cat([part[name] for part in parts]).mean()) for name in measures}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unlearn.curvature import Curvature, Vector, conjugate_gradient, gauss_newton
+from unlearn.curvature import Curvature, GaussNewton, Vector, conjugate_gradient
 from unlearn.curvature.vectors import add_scaled, dot, norm
 from unlearn.precision import type_of_passes
 from unlearn.repair.objective import EditedObjective, mean_damping
@@ -94,25 +94,27 @@ def newton_steps(
         if k and not (math.isfinite(size) and math.isfinite(value)):
             taken.append(_refused(objective, damping, objective.cost - before, "E or its gradient is not finite here"))
             break
-        operator = gauss_newton(
-            with_weights(objective.model, weights), objective.rows, task=objective.task, parameters=objective.names
-        )
+        there = with_weights(objective.model, weights)
+        operator = GaussNewton(there, objective.rows, objective.task, objective.names, copied=False)
 
-        def product(v: Vector, operator: Any = operator) -> Vector:
-            return add_scaled(operator.matvec(v), 1.0, objective.regulariser(v))
+        def product(v: Vector, operator: GaussNewton = operator) -> Vector:
+            return objective.add_regularised(operator.matvec(v), v)
 
-        result = conjugate_gradient(
+        result = conjugate_gradient(  # for the gradient itself: of the step, every number of it is the negative
             product,
-            {name: -part for name, part in gradient.items()},
+            gradient,
             preconditioner=lambda r: curvature.solve(r, damping=objective.weight_decay + damping),
             iterations=iterations,
             tolerance=tolerance,
         )
         objective.cost += operator.cost
-        slope = dot(gradient, result.solution)
+        del operator, there, product
+        step = {name: part.neg_() for name, part in result.solution.items()}
+        slope = dot(gradient, step)
+        del gradient
         measurable = not 0 < -slope <= _rounding(weights, value)
         if measurable:
-            length, actual = _line_search(objective, weights, result.solution, value, slope)
+            length, actual = _line_search(objective, weights, step, value, slope)
         else:
             length, actual = 1.0, 0.5 * slope
         taken.append(
@@ -127,13 +129,13 @@ def newton_steps(
                 length=length,
                 accepted=length > 0,
                 gradient_norm=size,
-                step_norm=length * norm(result.solution),
+                step_norm=length * norm(step),
                 cost=objective.cost - before,
             )
         )
         if length == 0:
             break
-        weights = add_scaled(weights, length, result.solution)
+        weights = add_scaled(weights, length, step)
         if not measurable:
             break
     return weights, taken

@@ -17,16 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from unlearn.curvature import Vector
+from unlearn.curvature.vectors import add_scaled_, zeros_like
 from unlearn.data import DEFAULT_BATCH, Rows
 from unlearn.inputs import Inputs, call_model
 from unlearn.modes import evaluation
 from unlearn.precision import refuse_half, widened
-from unlearn.predict import predict
+from unlearn.predict import predict, rows_within
 from unlearn.repair.changes import Changes
 from unlearn.tasks import Task
 
@@ -71,7 +73,7 @@ class EditedObjective:
         sample: how many of the changed data's rows stand for all in D; None for all.
         seed: of the sample, drawn by row id.
         full: take the edited training objective itself.
-        batch_size: rows at a time.
+        batch_size: rows at a time; fewer where their outputs take much memory.
         cost: row passes so far: forward 1, backward 2, product 4.
     """
 
@@ -94,13 +96,19 @@ class EditedObjective:
         self.edited = self.changes.apply(self.data)
         self.changed = self.data.only(self.changes.ids)
         self.rows = self.edited if self.sample is None else self.edited.sample(self.sample, self.seed, "operator-rows")
-        self.start: Vector = {name: self.model.get_parameter(name).detach().clone() for name in self.names}
-        self._reference: Tensor | None = None
-        self._changes: Tensor | None = None
+        self.start: Vector = {name: self.model.get_parameter(name).detach() for name in self.names}
+        self.batch_size = rows_within(self.model, self.data, self.batch_size)
+        self._kept: dict[str, Tensor] = {}
 
     def regulariser(self, vector: Vector) -> Vector:
         """Return (w + d) v."""
         return regularised({name: vector[name] for name in self.names}, self.weight_decay, self.damping)
+
+    def add_regularised(self, total: Vector, vector: Vector) -> Vector:
+        """Add (w + d) v to a vector in place, one parameter at a time, and return it."""
+        for name, part in total.items():
+            part += regularised({name: vector[name]}, self.weight_decay, self.damping)[name]
+        return total
 
     def at_start(self) -> tuple[float, Vector]:
         """Return E and its gradient at theta_0, from the changed rows alone (from all, if ``full``)."""
@@ -108,8 +116,7 @@ class EditedObjective:
             return self.value_and_gradient(self.start)
         value, gradient = self._summed(self._changed_terms, self.start)
         self.cost += 3 * len(self.changed)
-        pull = self._removed_pull()
-        return value, {name: gradient[name] - pull * self.start[name] for name in self.names}
+        return value, add_scaled_(gradient, -self._removed_pull(), self.start)
 
     def value(self, weights: Vector) -> float:
         """Return E at these weights."""
@@ -126,13 +133,14 @@ class EditedObjective:
 
     def _summed(self, terms: Callable[[Vector], Iterator[Tensor]], weights: Vector) -> tuple[float, Vector]:
         """Return the sum of these terms and its gradient, one term's graph at a time."""
-        leaves = {name: value.detach().clone().requires_grad_() for name, value in weights.items()}
-        total = {name: torch.zeros_like(value) for name, value in weights.items()}
+        leaves = {name: weights[name].detach().requires_grad_() for name in self.names}
+        total = zeros_like(weights)
         value = 0.0
         for term in terms(leaves):
             parts = torch.autograd.grad(term, list(leaves.values()), materialize_grads=True)
-            total = {name: total[name] + part for name, part in zip(self.names, parts, strict=True)}
+            add_scaled_(total, 1.0, dict(zip(self.names, parts, strict=True)))
             value += float(term.detach())
+            del term, parts
         return value, total
 
     def _evaluated(self) -> int:
@@ -149,47 +157,50 @@ class EditedObjective:
             if self.full:
                 yield self.task.loss(outputs, labels).sum() / len(self.rows)
             else:
-                reference = self._reference_outputs()[positions].to(outputs)
+                reference = self._at_start("rows", positions, inputs).to(outputs)
                 yield self.task.divergence(reference, outputs, labels).sum() / len(self.rows)
         if not self.full:
             yield from self._changed_terms(weights)
         yield self._quadratic(weights)
 
     def _quadratic(self, weights: Vector) -> Tensor:
-        centre = {name: torch.zeros_like(value) for name, value in self.start.items()} if self.full else self.start
-        step = {name: weights[name] - centre[name] for name in self.names}
-        quadratic = sum(((step[name] * part).sum() for name, part in self.regulariser(step).items()), torch.tensor(0.0))
-        if self.full:
-            return 0.5 * quadratic
-        pull = sum(((self.start[name] * step[name]).sum() for name in self.names), torch.tensor(0.0))
-        return 0.5 * quadratic - self._removed_pull() * pull
+        quadratic = pull = torch.tensor(0.0)
+        for name in self.names:
+            step = weights[name] if self.full else weights[name] - self.start[name]
+            quadratic = quadratic + (step * regularised({name: step}, self.weight_decay, self.damping)[name]).sum()
+            pull = pull + (self.start[name] * step).sum()
+        return 0.5 * quadratic if self.full else 0.5 * quadratic - self._removed_pull() * pull
 
     def _changed_terms(self, weights: Vector) -> Iterator[Tensor]:
         """Yield c_i . f_i / n' of the changed rows."""
         device = next(iter(weights.values())).device
-        for positions, inputs, _ in self.changed.batches(self.batch_size, device):
-            outputs = self._run(weights, inputs)
-            yield (self._output_changes()[positions].to(outputs) * outputs).sum() / len(self.edited)
+        for positions, inputs, labels in self.changed.batches(self.batch_size, device):
+            change = self._output_changes(positions, inputs, labels)
+            yield (change * self._run(weights, inputs)).sum() / len(self.edited)
 
-    def _output_changes(self) -> Tensor:
-        """Return c_i of the changed rows, from the outputs at theta_0; in ``changes.ids`` the removed come first."""
-        if self._changes is None:
-            outputs, labels = predict(self.model, self.changed, batch_size=self.batch_size), self.changed.labels
-            self.cost += len(self.changed)
-            self.task.check(outputs, labels)
-            new = torch.zeros_like(outputs)
-            if self.changes.relabelled:
-                relabelled = slice(len(self.changes.removed), None)
-                new_labels = self.edited.only(self.changes.relabelled).labels
-                new[relabelled] = self.task.output_gradient(outputs[relabelled], new_labels)
-            self._changes = new - self.task.output_gradient(outputs, labels)
-        return self._changes
+    def _output_changes(self, positions: Tensor, inputs: Inputs, labels: Tensor) -> Tensor:
+        """Return c_i of changed rows, from the outputs at theta_0; in ``changes.ids`` the removed come first."""
+        outputs = self._at_start("changed", positions, inputs).to(labels.device)
+        self.task.check(outputs, labels)
+        change = -self.task.output_gradient(outputs, labels)
+        here = positions >= len(self.changes.removed)
+        if here.any():
+            new = self.edited.only(self.changes.relabelled).labels[positions[here] - len(self.changes.removed)]
+            there = here.to(labels.device)
+            change[there] += self.task.output_gradient(outputs[there], new.to(labels.device))
+        return change
 
-    def _reference_outputs(self) -> Tensor:
-        if self._reference is None:
-            self._reference = predict(self.model, self.rows, batch_size=self.batch_size)
-            self.cost += len(self.rows)
-        return self._reference
+    def _at_start(self, which: Literal["rows", "changed"], positions: Tensor, inputs: Inputs) -> Tensor:
+        """Return outputs at theta_0 of rows or changed rows: kept, or where all would take much memory, made again."""
+        rows = self.rows if which == "rows" else self.changed
+        if which not in self._kept and rows_within(self.model, rows, len(rows)) == len(rows):
+            self._kept[which] = predict(self.model, rows, batch_size=self.batch_size)
+            self.cost += len(rows)
+        if which in self._kept:
+            return self._kept[which][positions]
+        self.cost += len(positions)
+        with torch.no_grad(), evaluation(self.model):
+            return call_model(self.model, inputs)
 
     def _run(self, weights: Vector, inputs: Inputs) -> Tensor:
         with evaluation(self.model):

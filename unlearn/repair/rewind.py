@@ -138,7 +138,7 @@ def check_final_weights(record: TrainingRecord, model: nn.Module) -> None:
 def rewound(
     model: nn.Module, record: TrainingRecord | None, start: int | None, *, needed: bool
 ) -> tuple[nn.Module, Snapshot | None]:
-    """Return the model with the weights to edit, and their snapshot where one is needed: for its optimizer state."""
+    """Return the model with the weights to edit, and their snapshot where the edit needs its optimizer state."""
     if record is None or (start is None and not needed):
         return model, None
     snapshot = last_snapshot(record) if start is None else record.snapshot(start)
@@ -147,7 +147,7 @@ def rewound(
         return model, snapshot
     place = copy.deepcopy(model)
     snapshot.restore(place)
-    return place, snapshot
+    return place, snapshot if needed else None
 
 
 def last_snapshot(record: TrainingRecord) -> Snapshot:

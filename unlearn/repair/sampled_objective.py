@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from unlearn.curvature import Vector
-from unlearn.predict import predict
 from unlearn.repair.objective import EditedObjective
 
 
@@ -29,7 +28,6 @@ class SampledObjective(EditedObjective):
         super().__post_init__()
         self._relabelled = list(self.changes.relabelled)
         self._left = self.edited.without(self._relabelled) if len(self._relabelled) < len(self.edited) else self.edited
-        self._before: Tensor | None = None
         self.draw(self.seed)
 
     @property
@@ -40,7 +38,7 @@ class SampledObjective(EditedObjective):
     def draw(self, seed: int) -> None:
         """Take another sample."""
         self.rows = self._left.sample(self.untouched, seed, "operator-rows")
-        self._reference = None
+        self._kept.pop("rows", None)
 
     def _terms(self, weights: Vector) -> Iterator[Tensor]:
         """Yield the terms of E: of the sample, of the changed rows, and the quadratic ones."""
@@ -48,20 +46,15 @@ class SampledObjective(EditedObjective):
         weight = (len(self.edited) - len(self._relabelled)) / (len(self.rows) * len(self.edited))
         for positions, inputs, labels in self.rows.batches(self.batch_size, device) if weight else ():
             outputs = self._run(weights, inputs)
-            yield weight * self.task.divergence(self._reference_outputs()[positions].to(outputs), outputs, labels).sum()
-        for positions, inputs, _ in self.changed.batches(self.batch_size, device):
+            reference = self._at_start("rows", positions, inputs).to(outputs)
+            yield weight * self.task.divergence(reference, outputs, labels).sum()
+        for positions, inputs, labels in self.changed.batches(self.batch_size, device):
             outputs = self._run(weights, inputs)
-            term = (self._output_changes()[positions].to(outputs) * outputs).sum()
+            term = (self._output_changes(positions, inputs, labels) * outputs).sum()
             here = positions >= len(self.changes.removed)
             if here.any():
-                reference = self._changed_before()[positions[here]].to(outputs)
-                labels = self.changed.labels[positions[here]].to(device)
-                term = term + self.task.divergence(reference, outputs[here.to(device)], labels).sum()
+                there = here.to(device)
+                reference = self._at_start("changed", positions, inputs).to(outputs)[there]
+                term = term + self.task.divergence(reference, outputs[there], labels[there]).sum()
             yield term / len(self.edited)
         yield self._quadratic(weights)
-
-    def _changed_before(self) -> Tensor:
-        if self._before is None:
-            self._before = predict(self.model, self.changed, batch_size=self.batch_size)
-            self.cost += len(self.changed)
-        return self._before

@@ -1,6 +1,7 @@
 """Deterministic training, the training record, snapshots and replay."""
 
 from unlearn.training.fresh_weights import fresh_weights
+from unlearn.training.lightning_callback import LightningRecorder
 from unlearn.training.load import load_checkpoint
 from unlearn.training.optimum import train_to_optimum
 from unlearn.training.order import BatchOrder
@@ -13,16 +14,19 @@ from unlearn.training.settings import TrainSettings
 from unlearn.training.snapshots import Snapshot
 from unlearn.training.successor import Successor
 from unlearn.training.trainer import run_steps, train
+from unlearn.training.trainer_callback import TrainerRecorder
 from unlearn.training.trajectory import Trajectory
 
 __all__ = [
     "TRAJECTORY_FILE",
     "BatchOrder",
+    "LightningRecorder",
     "Recorder",
     "SignedRows",
     "Snapshot",
     "Successor",
     "TrainSettings",
+    "TrainerRecorder",
     "TrainingRecord",
     "Trajectory",
     "compressed_rates",

@@ -26,7 +26,8 @@ class Recorder:
 
     Args:
         model: the model in training.
-        optimizer: ``torch.optim.SGD`` (no dampening, no Nesterov) or ``torch.optim.Adam``, one parameter group.
+        optimizer: ``torch.optim.SGD`` (no dampening, no Nesterov) or ``torch.optim.Adam``, one parameter group or
+            several of equal settings.
         folder: where snapshots, row order and trajectory go.
         snapshots: numbers of steps after which to take a snapshot (0: before the first), or one number: before the
             first and then every so many steps. The last step is always taken.
@@ -158,11 +159,14 @@ def _check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> Non
 
 def describe(optimizer: torch.optim.Optimizer) -> dict[str, object]:
     """Return the record's fields for this optimizer."""
-    if len(optimizer.param_groups) != 1:
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    group = settings[0]
+    unlike = sorted({key for other in settings for key in other if other[key] != group.get(key)})
+    if unlike:
         raise RecordError(
-            f"the optimizer has {len(optimizer.param_groups)} parameter groups; the record covers one group"
+            f"the optimizer has {len(settings)} parameter groups that differ in {', '.join(unlike)}; the record covers "
+            "one group, or several of equal settings"
         )
-    group = optimizer.param_groups[0]
     unknown = [
         key for key in ("nesterov", "dampening", "amsgrad", "maximize", "decoupled_weight_decay") if group.get(key)
     ]

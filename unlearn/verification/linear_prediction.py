@@ -7,6 +7,7 @@ The edit itself need not be of this kind: any edited model can be held against i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from torch.func import jvp
 
 from unlearn.curvature import Curvature, Vector
-from unlearn.data import Rows
+from unlearn.data import DEFAULT_BATCH, Rows
 from unlearn.inputs import Inputs, call_model
 from unlearn.modes import evaluation, plain_attention
 from unlearn.precision import widened
+from unlearn.predict import rows_within
 from unlearn.repair import Changes
 from unlearn.repair.objective import EditedObjective
 from unlearn.tasks import Task
@@ -67,7 +69,7 @@ def output_change(model: nn.Module, data: Rows, step: Vector) -> Tensor:
 
     parts = []
     with evaluation(model), plain_attention(), torch.no_grad():
-        for _, inputs, _ in data.batches(device=next(model.parameters()).device):
+        for _, inputs, _ in data.batches(rows_within(model, data, DEFAULT_BATCH), next(model.parameters()).device):
             tangents = jvp(lambda chosen, x=inputs: outputs(chosen, x), (weights,), (step,))[1]
             parts.append(tangents.cpu())
     return torch.cat(parts)
@@ -98,11 +100,25 @@ def agreement_of(predicted: Tensor, actual: Tensor) -> Agreement:
     >>> round(found.cosine, 9), found.slope, found.actual / found.predicted
     (1.0, 2.0, 2.0)
     """
-    a, b = (change.double() - change.double().mean(1, keepdim=True) for change in (predicted, actual))
-    inner, aa, bb = float((a * b).sum()), float((a * a).sum()), float((b * b).sum())
+    return agreement_of_parts([(predicted, actual)])
+
+
+def agreement_of_parts(parts: Iterable[tuple[Tensor, Tensor]]) -> Agreement:
+    """Hold predicted and actual changes of some rows at a time against each other, as if they were of all at once.
+
+    >>> p = torch.tensor([[1.0, -1.0], [0.5, -0.5]])
+    >>> agreement_of_parts([(p[:1], 2 * p[:1]), (p[1:], 2 * p[1:])]) == agreement_of(p, 2 * p)
+    True
+    """
+    inner = aa = bb = 0.0
+    count = 0
+    for predicted, actual in parts:
+        a, b = (change.double() - change.double().mean(1, keepdim=True) for change in (predicted, actual))
+        inner, aa, bb = inner + float((a * b).sum()), aa + float((a * a).sum()), bb + float((b * b).sum())
+        count += a.numel()
     return Agreement(
         cosine=inner / (aa * bb) ** 0.5 if aa and bb else 0.0,
         slope=inner / aa if aa else 0.0,
-        predicted=(aa / a.numel()) ** 0.5,
-        actual=(bb / b.numel()) ** 0.5,
+        predicted=(aa / count) ** 0.5,
+        actual=(bb / count) ** 0.5,
     )
