@@ -53,7 +53,7 @@ def test_a_hostile_operator(monkeypatch: pytest.MonkeyPatch, factor: float) -> N
         def matvec(self, vector: Vector) -> Vector:
             return {name: factor * part for name, part in vector.items()}
 
-    monkeypatch.setattr(newton_module, "gauss_newton", lambda *args, **options: Hostile())
+    monkeypatch.setattr(newton_module, "GaussNewton", lambda *args, **options: Hostile())
     found, unmoved = edit()
     assert unmoved
     assert found.failed
