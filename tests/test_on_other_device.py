@@ -359,8 +359,9 @@ def test_every_public_path_is_covered() -> None:
         "estimate_cutoff", "found_curve", "load_data", "mapped_rows", "margin_trajectory", "pair_noise",
         "suggest_labels", "symmetric_noise", "with_trigger",
     }  # fmt: skip
+    another_tools_loop = {"LightningRecorder", "TrainerRecorder"}  # on its device; what they note is Recorder's
     missing = [name for name in unlearn.__all__ if not re.search(rf"\b{name}\(", text)]
-    assert set(missing) - made_of_others - rows_alone == set()
+    assert set(missing) - made_of_others - rows_alone - another_tools_loop == set()
 
 
 def test_a_device_without_half_precision_is_refused() -> None:
