@@ -6,7 +6,8 @@ it at once: what two of them could do on this machine if they had nothing to say
 the first row to the result on all ranks, the median of the rounds, in which the three take turns; a ratio is that of
 throughput, one / two, and for "beside" 2 one / beside. Importing and starting (about 5 s) is left out. "fit" is EK-FAC
 with sampled labels; its eigendecompositions do not grow with the rows, and one factor of the CNN has most of their
-cost, so that they hardly share out: "its passes" are the fit without them, "eigendecompositions" they alone.
+cost, so that they hardly share out: "its passes" are the fit without them, "eigendecompositions" they alone. "Memory" is
+the most resident memory of a process in fit and scoring, above what model and rows take: every rank holds all factors.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.memory import made_rows
+from benchmarks.memory import PeakMemory, made_rows
 from benchmarks.setting import Bars
 from unlearn.curvature import fit, fit_curvature, gauss_newton
 from unlearn.detect import self_influence
@@ -42,7 +43,7 @@ DTYPES = {"float32": None, "float64": torch.float64}
 
 
 def measure(rows: int) -> dict[str, float]:
-    """Return the seconds of each stage, on this rank."""
+    """Return the seconds of each stage and the MB of fit and scoring, on this rank."""
     model, data = build_model("cnn", seed=0), made_rows(rows)
     v = {name: torch.ones_like(p) for name, p in model.named_parameters()}
     data.fingerprint  # noqa: B018 - read once, by any number of processes
@@ -65,10 +66,12 @@ def measure(rows: int) -> dict[str, float]:
         seconds[stage] = time.perf_counter() - begin
         return found
 
+    memory = PeakMemory()
     curvature = clock("fit", lambda: fit_curvature(model, data))
     fit.eigenbases = plain
     seconds["its passes"], seconds["eigendecompositions"] = seconds["fit"] - decomposing, decomposing
     clock("self-influence", lambda: self_influence(model, data, curvature=curvature))  # type: ignore[arg-type]
+    seconds["memory"] = memory.megabytes()
     clock("Gauss-Newton product", lambda: gauss_newton(model, data).matvec(v))
     seconds["fit and scoring"] = seconds["fit"] + seconds["self-influence"]
     return seconds
@@ -111,7 +114,7 @@ def slowest(*processes: subprocess.Popen[str]) -> dict[str, float]:
     if any(process.returncode for process in processes):
         raise SystemExit("a rank failed; its words are above")
     found = [json.loads(line) for line in lines]
-    return {stage: max(one[stage] for one in found) for stage in STAGES}
+    return {stage: max(one[stage] for one in found) for stage in (*STAGES, "memory")}
 
 
 def main(words: list[str]) -> None:
@@ -146,6 +149,11 @@ def main(words: list[str]) -> None:
         by_round = ", ".join(f"{a[stage] / b[stage]:.2f}" for a, b in zip(times["one"], times["two"], strict=True))
         print(f"| {stage} | {one:.2f} | {two:.2f} | {beside:.2f} | {one / two:.2f} | {by_round} | ", end="")
         print(f"{RANKS * one / beside:.2f} |")
+    print(
+        "\nMemory of a process: "
+        + ", ".join(f"{who} {found[0]['memory']:.0f} MB" for who, found in times.items())
+        + "."
+    )
     print(f"\nLoad average after each of one and two: {', '.join(f'{load:.2f}' for load in loads)}.\n")
     print(f"Largest difference of two ranks from one process, by the largest value, {COMPARED:,} rows:")
     print("\n| | |\n|---|---|")
