@@ -6,8 +6,8 @@ it at once: what two of them could do on this machine if they had nothing to say
 the first row to the result on all ranks, the median of the rounds, in which the three take turns; a ratio is that of
 throughput, one / two, and for "beside" 2 one / beside. Importing and starting (about 5 s) is left out. "fit" is EK-FAC
 with sampled labels; its eigendecompositions do not grow with the rows, and one factor of the CNN has most of their
-cost, so that they hardly share out: "its passes" are the fit without them, "eigendecompositions" they alone. "Memory" is
-the most resident memory of a process in fit and scoring, above what model and rows take: every rank holds all factors.
+cost, so that they hardly share out: "its passes" are the fit without them, "eigendecompositions" they alone. Memory is
+the most resident memory of a process in fit and scoring, above what model and rows take: each rank holds all factors.
 """
 
 from __future__ import annotations
