@@ -39,9 +39,13 @@ def press(browser: Browser, key: str, decided: int) -> None:
 @contextmanager
 def command(run: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run `unlearn review` and give its process and address."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "unlearn", "review", str(run)], stdout=subprocess.PIPE, text=True, bufsize=1
-    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it, and so
+    try:  # would what it starts
+        process = subprocess.Popen(
+            [sys.executable, "-m", "unlearn", "review", str(run)], stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")
