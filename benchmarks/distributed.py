@@ -1,4 +1,4 @@
-"""Two ranks against one process: ``python -m benchmarks.distributed [--quick]``.
+"""Two ranks against one process: ``python -m benchmarks.distributed [--quick] [--rows N]``.
 
 The CNN of the recipes (1 x 28 x 28, 420,000 weights, as initialised) on rows that are made when they are read. "one" is
 one process of one thread, "two" two ranks of one thread each under torchrun, "beside" two processes that each do all of
@@ -130,6 +130,7 @@ def main(words: list[str]) -> None:
         return
     quick = "--quick" in words
     rows, rounds = (QUICK_ROWS, QUICK_ROUNDS) if quick else (ROWS, ROUNDS)
+    rows = int(words[words.index("--rows") + 1]) if "--rows" in words else rows
     print(" ".join(["# python -m benchmarks.distributed", *words]))
     print(f"\ntorch {torch.__version__}, {os.cpu_count()} cores, gloo; {rows:,} rows, {rounds} round(s); load average")
     print(f"before {os.getloadavg()[0]:.2f} (other work on the same cores counts against all three)\n")
