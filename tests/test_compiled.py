@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -100,6 +101,18 @@ def test_edits_are_those_of_the_plain_model(form: str) -> None:
         )
         torch.testing.assert_close(predict(found.model, ROWS), predict(wanted.model, ROWS), rtol=1e-4, atol=10 * atol)
     assert all(torch.equal(other.state_dict()[name], part) for name, part in before.items())
+
+
+def test_passes_of_a_plain_model_leave_none_alive() -> None:
+    """Rejects a change of the compiler's stance at each pass: torch 2.6 takes references to None with each of them."""
+    import torch._dynamo
+
+    assert torch._dynamo.is_compiling() is False  # loaded, as an optimizer loads it
+    model = plain()
+    before = sys.getrefcount(None)
+    for _ in range(300):
+        predict(model, ROWS)
+    assert sys.getrefcount(None) > before - 300
 
 
 def test_a_record_of_the_plain_model_is_told_from_another_ones(tmp_path: Any) -> None:

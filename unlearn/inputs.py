@@ -104,7 +104,7 @@ def call_model(model: nn.Module, inputs: Inputs, weights: Mapping[str, Tensor] |
     else:
         arguments = (inputs,) if isinstance(inputs, Tensor) else inputs
     device = next(iter(named_tensors(inputs).values())).device
-    with passes(device):
+    with passes(model, device):
         try:
             if weights is None:
                 returned = model(*arguments, **keywords)

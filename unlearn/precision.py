@@ -48,17 +48,18 @@ def half_precision(dtype: torch.dtype) -> Iterator[None]:
     """
     if dtype not in HALF:
         raise InputError(f"half precision is asked for in {dtype}; give torch.bfloat16 or torch.float16")
-    token = _passes.set(dtype)
-    try:
+    with _passes_in(dtype):
         yield
-    finally:
-        _passes.reset(token)
+
+
+def precision_of_weights() -> AbstractContextManager[None]:
+    """Run passes within the block in the type of the weights, as recorded steps were."""
+    return _passes_in(None)
 
 
 @contextmanager
-def precision_of_weights() -> Iterator[None]:
-    """Run passes within the block in the type of the weights, as recorded steps were."""
-    token = _passes.set(None)
+def _passes_in(dtype: torch.dtype | None) -> Iterator[None]:
+    token = _passes.set(dtype)
     try:
         yield
     finally:
@@ -104,8 +105,8 @@ def refuse_half(what: str, *, only: torch.dtype | None = None) -> None:
 
 
 @contextmanager
-def passes(device: torch.device) -> Iterator[None]:
-    """Run a model's forward pass within the block in the type of :func:`half_precision`, and its parts uncompiled.
+def passes(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Run the model's forward pass within the block in the type of :func:`half_precision`, and its parts uncompiled.
 
     Casts of weights are not kept between their uses, so that a weight's gradients add up in its own type. What
     ``torch.compile`` made is run as it was written: within compiled code no use of a parameter can be seen.
@@ -119,7 +120,7 @@ def passes(device: torch.device) -> Iterator[None]:
             "torch.autocast is on, which would round sums, factors and solves too; leave it, and use "
             f"unlearn.half_precision({torch.get_autocast_dtype(kind)}) for the passes alone"
         )
-    with _uncompiled():
+    with _uncompiled(model):
         if dtype is None:
             yield
             return
@@ -129,9 +130,22 @@ def passes(device: torch.device) -> Iterator[None]:
             yield
 
 
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Return the context; without torch's compiler, which takes seconds to load, nothing can be compiled."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+def _uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
+    """Return the context; without torch's compiler, which takes seconds to load, nothing can be compiled.
+
+    Each change of the stance takes three references to None away in torch 2.6 and 2.7. Python ends a process that has
+    none left, before 3.12; there it is changed only for a model that has compiled modules.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    if sys.version_info < (3, 12) and not any(map(_is_compiled, model.modules())):
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def at_least_float32(x: Tensor) -> Tensor:
