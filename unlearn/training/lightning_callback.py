@@ -13,11 +13,11 @@ from unlearn.errors import RecordError
 from unlearn.extras import extra_module
 from unlearn.tasks import Task
 from unlearn.training.drawn_batches import DrawnBatches
-from unlearn.training.record import TrainingRecord
 from unlearn.training.watched_steps import WatchedSteps, When
+from unlearn.training.watching_callback import WatchingCallback
 
 
-class LightningRecorder:
+class LightningRecorder(WatchingCallback):
     """A ``lightning.pytorch.Callback`` that leaves a training record beside ``lightning.Trainer``.
 
     The rows of each step are noted where the loader's sampler draws them. Settings that a record can not describe are
@@ -45,11 +45,8 @@ class LightningRecorder:
     unlearn.errors.RecordError: there is no record yet; it is made at the end of Trainer.fit()
     """
 
-    def __new__(cls, *args: Any, **options: Any) -> LightningRecorder:
-        """Return a callback of the library, which is imported here and not before."""
-        base = extra_module("lightning.pytorch", "lightning", "LightningRecorder is a callback of lightning")
-        mixed: type[LightningRecorder] = type(cls.__name__, (cls, base.Callback), {})
-        return object.__new__(mixed)
+    LIBRARY = ("lightning.pytorch", "Callback", "lightning")
+    TRAINING = "Trainer.fit()"
 
     def __init__(
         self,
@@ -65,20 +62,6 @@ class LightningRecorder:
             folder, as_rows(data), model, snapshots, task,
         )  # fmt: skip
         self._drawn = DrawnBatches(loader, len(self._data))
-        self._watched: WatchedSteps | None = None
-        self._record: TrainingRecord | None = None
-        self._steps = 0
-
-    @property
-    def record(self) -> TrainingRecord:
-        """The record of the training that ended last.
-
-        Raises:
-            RecordError: none has ended.
-        """
-        if self._record is None:
-            raise RecordError("there is no record yet; it is made at the end of Trainer.fit()")
-        return self._record
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin to watch the loader, from which Lightning draws before the training starts."""
@@ -108,21 +91,15 @@ class LightningRecorder:
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Note how many steps were made."""
-        self._steps = 0 if self._watched is None else self._watched.steps
+        self._count()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Check that it was one."""
-        if self._watched is not None and self._watched.steps != self._steps + 1:
+        if self._made() != 1:
             raise RecordError(
-                f"batch {batch_idx} was followed by {self._watched.steps - self._steps} steps of the optimizer; the "
+                f"batch {batch_idx} was followed by {self._made()} steps of the optimizer; the "
                 "record covers one a batch, without accumulate_grad_batches and its scheduler"
             )
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Write the record."""
-        if self._watched is not None:
-            watched, self._watched = self._watched, None
-            self._record = watched.finish()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give loader, model and optimizer back as they were."""

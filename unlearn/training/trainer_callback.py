@@ -7,11 +7,10 @@ from typing import Any
 
 from unlearn.data import as_rows
 from unlearn.errors import RecordError
-from unlearn.extras import extra_module
 from unlearn.tasks import Task
 from unlearn.training.drawn_batches import DrawnBatches
-from unlearn.training.record import TrainingRecord
 from unlearn.training.watched_steps import WatchedSteps, When
+from unlearn.training.watching_callback import WatchingCallback
 
 _OPTIMIZERS = (
     "TrainingArguments(optim='sgd') without weight decay, or Trainer(optimizers=(torch.optim.Adam(model.parameters(), "
@@ -19,7 +18,7 @@ _OPTIMIZERS = (
 )
 
 
-class TrainerRecorder:
+class TrainerRecorder(WatchingCallback):
     """A ``transformers.TrainerCallback`` that leaves a training record beside ``transformers.Trainer``.
 
     The rows of each step are noted where the Trainer's sampler draws them. Settings that a record can not describe are
@@ -42,30 +41,13 @@ class TrainerRecorder:
     unlearn.errors.RecordError: there is no record yet; it is made at the end of Trainer.train()
     """
 
-    def __new__(cls, *args: Any, **options: Any) -> TrainerRecorder:
-        """Return a callback of the library, which is imported here and not before."""
-        base = extra_module("transformers", "trainer", "TrainerRecorder is a callback of transformers")
-        mixed: type[TrainerRecorder] = type(cls.__name__, (cls, base.TrainerCallback), {})
-        return object.__new__(mixed)
+    LIBRARY = ("transformers", "TrainerCallback", "trainer")
+    TRAINING = "Trainer.train()"
 
     def __init__(
         self, folder: str | Path, data: Any, *, snapshots: When = "epoch", task: str | Task = "classification"
     ) -> None:
         self._folder, self._data, self._snapshots, self._task = folder, as_rows(data), snapshots, task
-        self._watched: WatchedSteps | None = None
-        self._record: TrainingRecord | None = None
-        self._steps = 0
-
-    @property
-    def record(self) -> TrainingRecord:
-        """The record of the training that ended last.
-
-        Raises:
-            RecordError: none has ended.
-        """
-        if self._record is None:
-            raise RecordError("there is no record yet; it is made at the end of Trainer.train()")
-        return self._record
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the settings and begin to watch."""
@@ -106,22 +88,16 @@ class TrainerRecorder:
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note how many steps were made."""
-        self._steps = 0 if self._watched is None else self._watched.steps
+        self._count()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check that it was one."""
-        if self._watched is not None and self._watched.steps != self._steps + 1:
+        if self._watched is not None and self._made() != 1:
             self._watched.stop()
             raise RecordError(
-                f"step {state.global_step} of the Trainer was {self._watched.steps - self._steps} steps of its "
+                f"step {state.global_step} of the Trainer was {self._made()} steps of its "
                 "optimizer; the record covers one optimizer step a batch"
             )
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the record."""
-        if self._watched is not None:
-            watched, self._watched = self._watched, None
-            self._record = watched.finish()
 
 
 def _check_arguments(args: Any) -> None:
