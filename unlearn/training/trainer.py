@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,7 @@ def run_steps(
     processed = 0
     model.train()
     deterministic = torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False)
-    own: dict[str, Any] = {"devices": [device], "device_type": device.type}
-    forked = torch.random.fork_rng(**(own if _accelerator(device) else {"devices": []}))
-    with deterministic, precision_of_weights(), forked:
+    with deterministic, precision_of_weights(), draws_kept(device):
         for step in track(range(start, len(order) if stop is None else stop), description):
             batch = positions[step]
             batch = batch[batch != EMPTY]
@@ -102,6 +101,13 @@ def _finite(loss: Tensor, step: int) -> Tensor:
 
 def _diverged(step: int) -> InputError:
     return InputError(f"the loss of step {step} is not finite: training diverged; lower the learning rate")
+
+
+def draws_kept(device: torch.device) -> AbstractContextManager[None]:
+    """Leave torch's random streams, of the CPU and of a device that has its own, as they are found."""
+    if _accelerator(device) is None:
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)
 
 
 def _seed_random_layers(device: torch.device, seed: int) -> None:

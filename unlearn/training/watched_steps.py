@@ -22,6 +22,7 @@ from unlearn.tasks import Task, get_task
 from unlearn.training.drawn_batches import DrawnBatches
 from unlearn.training.record import TrainingRecord
 from unlearn.training.recorder import Recorder
+from unlearn.training.trainer import draws_kept
 
 When = Literal["epoch"] | int | Collection[int] | None
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -148,7 +149,7 @@ class WatchedSteps:
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         inputs, labels = self._data.batch(torch.tensor(positions))
         labels = labels.to(device)
-        with _same_draws(device), torch.enable_grad():
+        with draws_kept(device), torch.enable_grad():
             outputs = call_model(model, map_tensors(lambda x: x.to(device), inputs))
             self._task.check(outputs, labels)
             loss = self._task.loss(outputs, labels).mean()
@@ -192,17 +193,6 @@ def _ratio(above: float, below: float) -> str:
 def _sums(model: nn.Module) -> list[Tensor]:
     """Return the sum of each parameter, to see whether one has changed; not read, so that no device is waited for."""
     return [p.detach().sum(dtype=torch.float64) for p in model.parameters()]
-
-
-@contextlib.contextmanager
-def _same_draws(device: torch.device) -> Iterator[None]:
-    """Leave the random streams of the CPU and of the device as they are found."""
-    with torch.random.fork_rng(devices=[]):
-        if device.type == "cpu":
-            yield
-        else:
-            with torch.random.fork_rng(devices=[device], device_type=device.type):
-                yield
 
 
 def _check_no_dropout(model: nn.Module) -> None:
