@@ -15,6 +15,7 @@ is the edited training objective up to a constant. ``full=True`` takes that obje
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -97,7 +98,8 @@ class EditedObjective:
         self.changed = self.data.only(self.changes.ids)
         self.rows = self.edited if self.sample is None else self.edited.sample(self.sample, self.seed, "operator-rows")
         self.start: Vector = {name: self.model.get_parameter(name).detach() for name in self.names}
-        self.batch_size = rows_within(self.model, self.data, self.batch_size)
+        self._most = rows_within(self.model, self.data, sys.maxsize)  # rows whose outputs take little memory
+        self.batch_size = min(self.batch_size, self._most)
         self._kept: dict[str, Tensor] = {}
 
     def regulariser(self, vector: Vector) -> Vector:
@@ -193,7 +195,7 @@ class EditedObjective:
     def _at_start(self, which: Literal["rows", "changed"], positions: Tensor, inputs: Inputs) -> Tensor:
         """Return outputs at theta_0 of rows or changed rows: kept, or where all would take much memory, made again."""
         rows = self.rows if which == "rows" else self.changed
-        if which not in self._kept and rows_within(self.model, rows, len(rows)) == len(rows):
+        if which not in self._kept and len(rows) <= self._most:
             self._kept[which] = predict(self.model, rows, batch_size=self.batch_size)
             self.cost += len(rows)
         if which in self._kept:
