@@ -190,7 +190,8 @@ def apply_changes(
     own_step = any(there for option, there in given.items() if option != "curvature")
     if head == "replay" and many and record is not None and not own_step:
         last_layer, head_notes = replayable_head(model, edited, record, most=max(HEAD_EPOCHS, budget))
-    early = None if last_layer is None else start_before_learnt(model, record, rows, changes.ids, budget)
+    may_compress = last_layer is not None and method == "auto"
+    early = start_before_learnt(model, record, rows, changes.ids, budget) if may_compress else None
     plan = choose_method(
         method,
         record,

@@ -85,7 +85,7 @@ def choose_method(
         rows: before the change.
         budget: epochs that may be replayed.
         many: whether more than a share ``MANY`` of the rows change, or a class goes.
-        early: the snapshot from which a compressed replay is better than an edit, if any is.
+        early: the snapshot from which a compressed replay is better than an edit, if the choice is free and one is.
         shared: whether the unrolled edit's factors are kept for other requests, so that more of them pay.
         newton_only: names of the options given that only a Newton step on the final weights takes.
 
@@ -98,17 +98,16 @@ def choose_method(
     start, notes = rewind_step(record, rows, budget), []
     given = [name for name in newton_only if name != "curvature" or start is None]
     if method == "compressed":
-        early = compressed_step(record, rows, budget)
-    if method == "compressed" or (method == "auto" and early is not None):
-        if method == "compressed" and newton_only:
+        if newton_only:
             raise InputError(f"method 'compressed' takes no {', '.join(f'{n}=' for n in newton_only)}; leave it out")
-        if early is not None:
-            return Plan(early, (), ("the curvature given was not needed",) if newton_only else (), compressed=True)
-        if method == "compressed":
+        early = compressed_step(record, rows, budget)
+        if early is None:
             raise RecordError(
                 f"method 'compressed' needs snapshots, the row order and a budget of at least {LEAST_STEPS} steps; "
                 "record them, or use method='newton'"
             )
+    if early is not None:
+        return Plan(early, (), ("the curvature given was not needed",) if newton_only else (), compressed=True)
     for option, why in (("skip", "leaves layers as they are"), ("layers", "edits some layers only")):
         if start is not None and option in newton_only:
             raise InputError(f"{option}= {why}, but a replay moves all of them; pass budget=0 with it")
