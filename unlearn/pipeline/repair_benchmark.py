@@ -146,8 +146,7 @@ def _edits(run: Run, changes: Changes) -> Iterator[tuple[str, str, float, Edit]]
         edit = at(record=record, budget=cost)
         if edit.method == COMPRESSED:
             rest = cost - (edit.cost.total - edit.cost.replay)
-            shorter = at(record=record, budget=rest) if rest > 0 else edit
-            if shorter.method == COMPRESSED and rest > 0:
+            if rest > 0 and (shorter := at(record=record, budget=rest)).method == COMPRESSED:
                 yield OURS, f"whole cost {cost:g}", rest, shorter
                 continue
         elif edit.start_step in started:
