@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from unlearn.curvature import fit_curvature
+from unlearn.curvature.factor_file import factor_count
 from unlearn.curvature.fit import layer_groups
 from unlearn.curvature.layers import Coverage, Layer, find_layers
 from unlearn.data import Rows
@@ -226,7 +227,8 @@ def _groups(recipe: Recipe, coverage: Coverage, weights: int) -> list[int]:
     sizes = {layer.name: factor_bytes(layer) for layer in coverage.layers}
     if not recipe.detect.stream_factors:
         return [sum(sizes.values())]
-    groups = layer_groups(coverage.layers, list(sizes.values()), weights)
+    fitted = [4 * factor_count(layer, "ekfac") for layer in coverage.layers]  # as the fit counts them
+    groups = layer_groups(coverage.layers, fitted, weights)
     return [sum(sizes[layer.name] for layer in group) for group in groups]
 
 
