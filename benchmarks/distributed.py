@@ -29,16 +29,28 @@ from torch import Tensor
 from benchmarks.memory import PeakMemory, made_rows
 from benchmarks.setting import Bars
 from unlearn.curvature import fit, fit_curvature, gauss_newton
+from unlearn.data import Rows
 from unlearn.detect import self_influence
 from unlearn.models import build_model
 from unlearn.ranks import start_ranks, stop_ranks, this_rank
+from unlearn.training import BatchOrder, TrainingRecord, replay
 
 ROWS, QUICK_ROWS = 20_000, 2_000
 COMPARED = 2_000
+BATCH = 128
 ROUNDS, QUICK_ROUNDS = 3, 1
 RANKS = 2
 BAR = 1.7
-STAGES = ("fit", "its passes", "eigendecompositions", "self-influence", "Gauss-Newton product", "fit and scoring")
+REPLAY = "replay of an epoch"
+STAGES = (
+    "fit",
+    "its passes",
+    "eigendecompositions",
+    "self-influence",
+    "Gauss-Newton product",
+    REPLAY,
+    "fit and scoring",
+)
 DTYPES = {"float32": None, "float64": torch.float64}
 
 
@@ -73,8 +85,15 @@ def measure(rows: int) -> dict[str, float]:
     clock("self-influence", lambda: self_influence(model, data, curvature=curvature))  # type: ignore[arg-type]
     seconds["memory"] = memory.megabytes()
     clock("Gauss-Newton product", lambda: gauss_newton(model, data).matvec(v))
+    clock(REPLAY, lambda: replay(model, data, one_epoch(data)))
     seconds["fit and scoring"] = seconds["fit"] + seconds["self-influence"]
     return seconds
+
+
+def one_epoch(data: Rows) -> TrainingRecord:
+    """Return the record of an epoch of SGD."""
+    order = BatchOrder.shuffled(data.ids, epochs=1, batch_size=BATCH, seed=0)
+    return TrainingRecord("sgd", 0.01, len(order), momentum=0.9, order=order)
 
 
 def compare(path: Path) -> None:
@@ -97,6 +116,10 @@ def compare(path: Path) -> None:
             found[said + "self-influence"] = torch.tensor(self_influence(model, rows, curvature=curvature).values)
             flat = [part.flatten().double() for part in gauss_newton(model, rows).matvec(v).values()]
             found[said + "Gauss-Newton product"] = torch.cat(flat)
+            after = f"{str(weights)[6:]} weights: after a replay of an epoch"
+            if after not in found:
+                flat = [part.flatten().double() for part in replay(model, rows, one_epoch(rows))[0].parameters()]
+                found[after] = torch.cat(flat)
     if this_rank() == 0:
         save_file(found, path)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
 import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,10 +24,21 @@ from unlearn.data import Rows, as_rows
 from unlearn.detect import harm, influence, score_shards, self_influence
 from unlearn.errors import UnlearnError
 from unlearn.ranks import as_one_process, start_ranks, stop_ranks, this_rank
-from unlearn.training import BatchOrder, TrainingRecord
+from unlearn.repair.head import replay_head
+from unlearn.tasks import get_task
+from unlearn.training import BatchOrder, TrainingRecord, replay
 from unlearn.verification import train_references
 
 ROWS = 5  # 1, 2 and 2 for three ranks
+
+BASE = TrainingRecord("sgd", [0.3, 0.2, 0.1], 3, momentum=0.9, weight_decay=0.01)
+IN_TRAINING: dict[str, Callable[[], list[nn.Module]]] = {
+    "nothing": list,
+    "batch norm": lambda: [nn.BatchNorm2d(2)],
+    "batch norm of vectors": lambda: [nn.Flatten(), nn.BatchNorm1d(8)],
+    "dropout": lambda: [nn.Dropout(0.3)],
+    "little dropout": lambda: [nn.Dropout(0.02)],  # none in the first batch
+}
 
 
 def problem() -> tuple[nn.Module, Rows]:
@@ -66,11 +81,30 @@ def found(folder: Path) -> dict[str, Tensor]:
     keep("product", operator.matvec(v))
     keep("gradient", loss_gradient(model, rows, batch_size=2))
     keep("CG", conjugate_gradient(lambda x: {k: y + 0.1 * x[k] for k, y in operator.matvec(x).items()}, v).solution)
-    order = BatchOrder.from_batches([rows.ids[:3], rows.ids[3:]])
-    record = TrainingRecord("sgd", 0.1, 2, order=order)
+    order = BatchOrder.from_batches([rows.ids[:3], rows.ids[3:], rows.ids[2:]])
+    record = replace(BASE, order=order)
     for k, one in enumerate(train_references(model, rows, record, count=3).independent):
         keep(f"reference {k}", dict(one.named_parameters()))
+    said = {}
+    for name in IN_TRAINING:
+        weights, *said[name] = replayed(name, model, rows, order)
+        keep(f"replay with {name}", weights)
+    (folder / f"replays-{this_rank()}.json").write_text(json.dumps(said))
+    head = replay_head(model, rows, replace(BASE, order=order), get_task("classification"), "3")
+    keep("head trained again", dict(head.model.named_parameters()))
     return results
+
+
+def replayed(name: str, model: nn.Module, rows: Rows, order: BatchOrder) -> tuple[dict[str, Tensor], int, list[str]]:
+    """Weights after a replay without row 0 of the model with such a layer, rows that this rank ran, and warnings."""
+    here = nn.Sequential(model[0], *IN_TRAINING[name](), *list(model)[1:]).double()
+    record = replace(BASE, optimizer="adam" if name == "nothing" else "sgd", order=order)
+    ran: list[int] = []
+    here[-1].register_forward_hook(lambda _, __, output: ran.append(len(output) * output.requires_grad))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        there, _ = replay(here, rows.without(rows.ids[:1]), record)
+    return dict(there.state_dict()), sum(ran), [str(one.message) for one in caught]
 
 
 def refused() -> list[str]:
@@ -92,6 +126,9 @@ def refused() -> list[str]:
     tell(lambda: gauss_newton(model, relabelled))
     tell(lambda: fit_curvature(model, rows, seed=this_rank()))
     tell(lambda: write_atomically("/no/such/folder/a.json", b"{}"))
+    order = BatchOrder.from_batches([rows.ids] * 3)
+    steep = replace(BASE, lr=[1e200, 1e200, 1e200], order=order)
+    tell(lambda: replay(model, rows, steep))
     blocked = Path(tempfile.mkdtemp())
     (blocked / "factors.safetensors.part").mkdir()
     tell(lambda: fit_curvature(model, rows, folder=blocked if this_rank() == 0 else blocked.parent))

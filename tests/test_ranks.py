@@ -55,14 +55,25 @@ def test_numbers_are_those_of_one_process(left, tmp_path):
         assert torch.equal(every[0][name], alone[name])
 
 
+def test_a_replay_is_shared_where_rows_stand_apart(left):
+    """Rejects ranks that all run all rows, and one that says nothing where they must."""
+    said = [json.loads((left / f"replays-{rank}.json").read_text()) for rank in range(WORLD)]
+    assert [one.pop("nothing") for one in said] == [[1, []], [3, []], [3, []]]
+    for rank, one in enumerate(said):
+        for ran, warned in one.values():
+            assert ran == 7
+            assert [text.startswith("rows of a batch do not stand apart") for text in warned] == [True] * (rank == 0)
+
+
 def test_ranks_that_differ_are_refused_on_all(left):
     """Rejects a fingerprint that the order of the rows does not change, and an error that only one rank knows of."""
     said = [(left / f"refused-{rank}.txt").read_text().splitlines() for rank in range(WORLD)]
     assert said[0] == said[1] == said[2]
-    order, labels, options, folder, factors, weights = said[0]
+    order, labels, options, folder, diverged, factors, weights = said[0]
     for one, what in ((order, "set of rows of data"), (labels, "set of rows of data"), (options, "set of options")):
         assert one.startswith(f"InputError: rank 1 has another {what}")
     assert folder.startswith("FolderError: can not write '/no/such/folder/a.json'")
+    assert diverged.startswith("InputError: the loss of step ")
     assert factors.startswith("FolderError: curvature can not be written to ")
     assert weights.startswith("InputError: rank 1 has another model (weights or buffers)")
 

@@ -15,7 +15,7 @@ import contextlib
 import datetime
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ ENDED = (
     "the same command again, `recipe run` with --resume"
 )
 _FROM_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_BUCKET = 16 << 20  # bytes
 _PATIENCE = datetime.timedelta(days=7)  # one rank trains while the others wait; a rank that dies is seen at once
 
 
@@ -147,16 +148,41 @@ def as_one_process() -> Iterator[None]:
 def sum_over_ranks(*tensors: Tensor) -> None:
     """Replace each tensor by its sum over the ranks, the same bytes on all of them; on its device, by its backend.
 
+    Small ones go together: a call has a price of its own.
+
     Raises:
         WorkerError: another rank has ended.
     """
     if _job is None or world_size() == 1:
         return
+    import torch
     from torch import distributed as dist
 
     with _others_alive():
-        for tensor in tensors:
-            dist.all_reduce(tensor, group=_job.cpu_group if tensor.device.type == "cpu" else None)
+        for bucket in _buckets(tensors):
+            sent = bucket[0]
+            if len(bucket) > 1 or not sent.is_contiguous():
+                sent = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            dist.all_reduce(sent, group=_job.cpu_group if sent.device.type == "cpu" else None)
+            if sent is not bucket[0]:
+                sizes = [tensor.numel() for tensor in bucket]
+                for tensor, part in zip(bucket, torch.split(sent, sizes), strict=True):
+                    tensor.copy_(part.view(tensor.shape))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield neighbours of one type and device together, as many as fit."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        fits = bucket and (bucket[0].dtype, bucket[0].device) == (tensor.dtype, tensor.device)
+        if bucket and not (fits and size + tensor.nbytes <= _BUCKET):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.nbytes
+    if bucket:
+        yield bucket
 
 
 def from_rank(owner: int, data: bytes) -> bytes:

@@ -26,6 +26,7 @@ from unlearn.errors import InputError, RecordError, did_you_mean
 from unlearn.inputs import Inputs, call_model
 from unlearn.modes import evaluation
 from unlearn.precision import precision_of_weights, widened
+from unlearn.ranks import own_span, sum_over_ranks
 from unlearn.repair.method import UNROLLED
 from unlearn.tasks import Task
 from unlearn.training import TrainingRecord, optimizer_of, run_steps
@@ -201,9 +202,15 @@ def _features(model: nn.Module, head: str, rows: Rows) -> Tensor:
         call_model(model, inputs)
         return caught.pop().cpu()
 
+    weight = model.get_parameter(f"{head}.weight")
+    found = torch.zeros(len(rows), weight.shape[1], dtype=weight.dtype)
     try:
         with evaluation(model), precision_of_weights(), torch.no_grad():
-            device = next(model.parameters()).device
-            return torch.cat(list(within_memory(rows, DEFAULT_BATCH, device, work, "features of the head")))
+            done, device = own_span(len(rows)).start, next(model.parameters()).device
+            for part in within_memory(rows, DEFAULT_BATCH, device, work, "features of the head", shared=True):
+                found[done : done + len(part)] = part
+                done += len(part)
     finally:
         hook.remove()
+    sum_over_ranks(found)
+    return found

@@ -36,6 +36,9 @@ def replay(
     retrain. With rates for fewer steps than are left (:func:`compressed_rates`) it is a compressed replay, of as many
     recorded batches from ``start`` on.
 
+    Several ranks share each batch out where its rows stand apart in training (no batch norm, no dropout); else each
+    does the same.
+
     Args:
         model: weights to start from; not changed.
         data: changed rows.
@@ -92,6 +95,7 @@ def replay(
             start=begin,
             stop=stop,
             seed=record.seed or 0,
+            shared=True,
             description=description,
         )
         if take is not None:

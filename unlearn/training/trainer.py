@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +15,14 @@ from unlearn.errors import InputError
 from unlearn.inputs import call_model, map_tensors
 from unlearn.precision import precision_of_weights, refuse_half
 from unlearn.progress import track
+from unlearn.ranks import world_size
 from unlearn.tasks import Task, get_task
 from unlearn.training.order import EMPTY, BatchOrder
+from unlearn.training.random_streams import seed_streams, streams_kept
 from unlearn.training.record import TrainingRecord
 from unlearn.training.recorder import Recorder, describe
 from unlearn.training.settings import TrainSettings
+from unlearn.training.shared_batches import own_rows, rows_stand_apart, say_not_shared, sum_gradients
 
 OnStep = Callable[[Sequence[str], Tensor, Tensor], None]
 Objective = Callable[[nn.Module, Tensor], Tensor]
@@ -39,6 +41,7 @@ def run_steps(
     seed: int = 0,
     on_step: OnStep | None = None,
     objective: Objective | None = None,
+    shared: bool = False,
     description: str = "training",
 ) -> int:
     """Run the steps of ``order`` from ``start`` to before ``stop`` (all, if None), in place.
@@ -48,10 +51,11 @@ def run_steps(
     They are run in the type of the weights, whatever :func:`unlearn.half_precision` says, as they were recorded.
     Random layers (dropout) draw by (seed, step), so that a replay from the middle draws the same; the global seeds are
     left as found. What is minimised is the mean loss of the batch, or
-    ``objective(model, mean loss)``.
+    ``objective(model, mean loss)``. With ``shared`` (and no objective) several ranks share each batch out, where its
+    rows stand apart (:mod:`unlearn.training.shared_batches`); ``on_step`` gets the rows of this rank.
 
     Returns:
-        The number of rows processed (each costs forward 1 and backward 2).
+        The number of rows processed, by all ranks (each costs forward 1 and backward 2).
 
     Raises:
         InputError: labels that do not fit the outputs, or a loss that is not finite; the step is named.
@@ -59,69 +63,52 @@ def run_steps(
     device = next(model.parameters()).device
     positions = order.on(rows)
     processed = 0
+    apart = None if shared and objective is None and world_size() > 1 else False
     model.train()
     deterministic = torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False)
-    with deterministic, precision_of_weights(), draws_kept(device):
+    with deterministic, precision_of_weights(), streams_kept(device):
         for step in track(range(start, len(order) if stop is None else stop), description):
             batch = positions[step]
             batch = batch[batch != EMPTY]
+            if apart is None and len(batch) > 1:
+                apart = rows_stand_apart(model, rows, batch, device)
+                if not apart:
+                    say_not_shared()
+            own = own_rows(batch) if apart else batch
             for group in optimizer.param_groups:
                 group["lr"] = rates[step]
             optimizer.zero_grad(set_to_none=False)
-            _seed_random_layers(device, draws.derived_seed(seed, "step", step))
-            if len(batch):
-                inputs, labels = rows.batch(batch)
+            seed_streams(device, draws.derived_seed(seed, "step", step))
+            loss = torch.zeros((), device=device)
+            if len(own):
+                inputs, labels = rows.batch(own)
                 labels = labels.to(device)
                 outputs = call_model(model, map_tensors(lambda x: x.to(device), inputs))
-                loss = _mean_loss(task, outputs, labels, step, diverging=processed > 0)
+                loss = _summed_loss(task, outputs, labels, diverging=processed > 0) / len(batch)
                 if objective is not None:
-                    loss = _finite(objective(model, loss), step)
+                    loss = objective(model, loss)
                 loss.backward()  # type: ignore[no-untyped-call]
             _zero_missing_gradients(optimizer)
+            if apart:
+                loss = sum_gradients(loss, optimizer)
+            if not torch.isfinite(loss):
+                raise InputError(f"the loss of step {step} is not finite: training diverged; lower the learning rate")
             optimizer.step()
             processed += len(batch)
-            if on_step is not None and len(batch):
-                on_step([rows.ids[i] for i in batch.tolist()], outputs, labels)
+            if on_step is not None and len(own):
+                on_step([rows.ids[i] for i in own.tolist()], outputs, labels)
     return processed
 
 
-def _mean_loss(task: Task, outputs: Tensor, labels: Tensor, step: int, *, diverging: bool) -> Tensor:
-    """Return the mean loss, checked; outputs that are not finite are the data's or the start's fault at first only."""
+def _summed_loss(task: Task, outputs: Tensor, labels: Tensor, *, diverging: bool) -> Tensor:
+    """Return the sum of the losses, checked; at first outputs that are not finite are the data's or the start's fault.
+
+    After that they make the sum not finite either, on which all ranks end alike.
+    """
     if diverging and not torch.isfinite(outputs).all():
-        raise _diverged(step)
+        return outputs.sum() * math.nan
     task.check(outputs, labels)
-    return _finite(task.loss(outputs, labels).mean(), step)
-
-
-def _finite(loss: Tensor, step: int) -> Tensor:
-    if not torch.isfinite(loss):
-        raise _diverged(step)
-    return loss
-
-
-def _diverged(step: int) -> InputError:
-    return InputError(f"the loss of step {step} is not finite: training diverged; lower the learning rate")
-
-
-def draws_kept(device: torch.device) -> AbstractContextManager[None]:
-    """Leave torch's random streams, of the CPU and of a device that has its own, as they are found."""
-    if _accelerator(device) is None:
-        return torch.random.fork_rng(devices=[])
-    return torch.random.fork_rng(devices=[device], device_type=device.type)
-
-
-def _seed_random_layers(device: torch.device, seed: int) -> None:
-    torch.default_generator.manual_seed(seed)
-    accelerator = _accelerator(device)
-    if accelerator is not None:
-        with accelerator.device(device):
-            accelerator.manual_seed(seed)
-
-
-def _accelerator(device: torch.device) -> Any:
-    """Return torch's module of a device with random numbers of its own; None where the CPU's are used."""
-    found = getattr(torch, device.type, None)
-    return found if hasattr(found, "manual_seed") and hasattr(found, "device") else None
+    return task.loss(outputs, labels).sum()
 
 
 def _zero_missing_gradients(optimizer: torch.optim.Optimizer) -> None:

@@ -20,9 +20,9 @@ from unlearn.errors import RecordError, some
 from unlearn.inputs import call_model, map_tensors, outputs_tensor
 from unlearn.tasks import Task, get_task
 from unlearn.training.drawn_batches import DrawnBatches
+from unlearn.training.random_streams import streams_kept
 from unlearn.training.record import TrainingRecord
 from unlearn.training.recorder import Recorder
-from unlearn.training.trainer import draws_kept
 
 When = Literal["epoch"] | int | Collection[int] | None
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -149,7 +149,7 @@ class WatchedSteps:
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         inputs, labels = self._data.batch(torch.tensor(positions))
         labels = labels.to(device)
-        with draws_kept(device), torch.enable_grad():
+        with streams_kept(device), torch.enable_grad():
             outputs = call_model(model, map_tensors(lambda x: x.to(device), inputs))
             self._task.check(outputs, labels)
             loss = self._task.loss(outputs, labels).mean()
