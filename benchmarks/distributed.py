@@ -37,18 +37,18 @@ from unlearn.training import BatchOrder, TrainingRecord, replay
 
 ROWS, QUICK_ROWS = 20_000, 2_000
 COMPARED = 2_000
-BATCH = 128
+BATCHES = (128, 512)
 ROUNDS, QUICK_ROUNDS = 3, 1
 RANKS = 2
 BAR = 1.7
-REPLAY = "replay of an epoch"
+REPLAYS = {f"replay of an epoch, batches of {size}": size for size in BATCHES}
 STAGES = (
     "fit",
     "its passes",
     "eigendecompositions",
     "self-influence",
     "Gauss-Newton product",
-    REPLAY,
+    *REPLAYS,
     "fit and scoring",
 )
 DTYPES = {"float32": None, "float64": torch.float64}
@@ -85,14 +85,15 @@ def measure(rows: int) -> dict[str, float]:
     clock("self-influence", lambda: self_influence(model, data, curvature=curvature))  # type: ignore[arg-type]
     seconds["memory"] = memory.megabytes()
     clock("Gauss-Newton product", lambda: gauss_newton(model, data).matvec(v))
-    clock(REPLAY, lambda: replay(model, data, one_epoch(data)))
+    for stage, size in REPLAYS.items():
+        clock(stage, lambda size=size: replay(model, data, one_epoch(data, size)))  # type: ignore[misc]
     seconds["fit and scoring"] = seconds["fit"] + seconds["self-influence"]
     return seconds
 
 
-def one_epoch(data: Rows) -> TrainingRecord:
-    """Return the record of an epoch of SGD."""
-    order = BatchOrder.shuffled(data.ids, epochs=1, batch_size=BATCH, seed=0)
+def one_epoch(data: Rows, size: int) -> TrainingRecord:
+    """Return the record of an epoch of SGD in batches of this size."""
+    order = BatchOrder.shuffled(data.ids, epochs=1, batch_size=size, seed=0)
     return TrainingRecord("sgd", 0.01, len(order), momentum=0.9, order=order)
 
 
@@ -118,7 +119,9 @@ def compare(path: Path) -> None:
             found[said + "Gauss-Newton product"] = torch.cat(flat)
             after = f"{str(weights)[6:]} weights: after a replay of an epoch"
             if after not in found:
-                flat = [part.flatten().double() for part in replay(model, rows, one_epoch(rows))[0].parameters()]
+                flat = [
+                    part.flatten().double() for part in replay(model, rows, one_epoch(rows, BATCHES[0]))[0].parameters()
+                ]
                 found[after] = torch.cat(flat)
     if this_rank() == 0:
         save_file(found, path)

@@ -188,6 +188,22 @@ def test_an_exact_preconditioner_leaves_one_iteration() -> None:
     assert ConjugateGradientSolver(operator).run(v, damping=1e-3).iterations > 5
 
 
+@pytest.mark.parametrize("iterations", [1, 3, 60])
+def test_the_projection_on_the_right_hand_side(iterations: int) -> None:
+    # rejects steps times r^T r where there is a preconditioner, and a sum that long iterations in float32 spoil
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(40, 40, generator=generator)
+    A, b = root @ root.T + torch.eye(40), torch.randn(40, generator=generator)
+    result = conjugate_gradient(
+        lambda v: {"w": A @ v["w"]},
+        {"w": b},
+        preconditioner=lambda r: {"w": r["w"] / A.diagonal()},
+        iterations=iterations,
+        tolerance=0.0,
+    )
+    assert result.projection == pytest.approx(float(b @ result.solution["w"]), rel=1e-4)
+
+
 def test_vectors_are_updated_in_place_and_the_callers_are_not() -> None:
     # rejects a search direction or a residual that shares memory with what the caller or the preconditioner holds
     generator = torch.Generator().manual_seed(0)
@@ -205,6 +221,9 @@ def test_vectors_are_updated_in_place_and_the_callers_are_not() -> None:
     )
     assert torch.equal(rhs["w"], b)
     assert torch.equal(plain.solution["w"], same.solution["w"])
+    thrifty = conjugate_gradient(lambda v: {"w": A @ v["w"]}, rhs, iterations=4, tolerance=0.0, overwrite_rhs=True)
+    assert torch.equal(thrifty.solution["w"], plain.solution["w"])
+    torch.testing.assert_close(b - rhs["w"], A @ plain.solution["w"])  # it has become the residual
     directions = torch.stack([value for _, value in seen])
     products = directions @ A @ directions.T
     torch.testing.assert_close(products, products.diagonal().diag(), rtol=0, atol=1e-9)

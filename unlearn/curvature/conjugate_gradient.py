@@ -20,6 +20,8 @@ class CGResult:
         solution: the last iterate, always finite.
         iterations: steps taken, each one product with the operator.
         residuals: ||b - A x|| / ||b|| at the start (1) and after each step, as updated by the recurrence.
+        projection: b^T x, from the recurrence too: each step adds step times r^T z (Hestenes and Stiefel 1952, theorem
+            6:1; that finite precision leaves it right: Strakos and Tichy 2002).
         converged: whether the last residual is within the tolerance.
         breakdown: why it stopped before its end (the operator or preconditioner is not positive definite, or gave
             values that are not finite); None where it did not.
@@ -28,6 +30,7 @@ class CGResult:
     solution: Vector
     iterations: int
     residuals: list[float]
+    projection: float
     converged: bool
     breakdown: str | None = None
 
@@ -39,6 +42,7 @@ def conjugate_gradient(
     preconditioner: Callable[[Vector], Vector] | None = None,
     iterations: int = 100,
     tolerance: float = 1e-6,
+    overwrite_rhs: bool = False,
 ) -> CGResult:
     """Solve A x = b for a symmetric positive definite operator, from x = 0.
 
@@ -48,6 +52,7 @@ def conjugate_gradient(
         preconditioner: r to an approximation of A^-1 r, itself symmetric and positive definite.
         iterations: most steps to take.
         tolerance: relative residual at which to stop.
+        overwrite_rhs: whether b may become the residual, which saves a vector.
 
     Raises:
         InputError: the right-hand side is not finite, or iterations or tolerance is negative.
@@ -61,21 +66,21 @@ def conjugate_gradient(
     if iterations < 0 or not tolerance >= 0:
         raise InputError(f"iterations is {iterations} and tolerance {tolerance}; give numbers of at least 0")
     x, r = zeros_like(rhs), rhs  # beside the right-hand side there are x, r, p, and one of z and A p
+    update = add_scaled_ if overwrite_rhs else add_scaled
     scale = norm(rhs)
     if not math.isfinite(scale):
         raise InputError("the right-hand side has NaN or infinite values; check the rows whose gradient it is")
     if scale == 0:
-        return CGResult(x, 0, [0.0], converged=True)
-    residuals = [1.0]
+        return CGResult(x, 0, [0.0], 0.0, converged=True)
+    residuals, projection, broken = [1.0], 0.0, None
     p: Vector | None = None
     rz = 1.0
     while len(residuals) <= iterations and residuals[-1] > tolerance:
         z = r if preconditioner is None else preconditioner(r)
         rz_before, rz = rz, dot(r, z)
         if not (math.isfinite(rz) and rz > 0):
-            return _broken(
-                x, residuals, tolerance, f"r^T M r = {rz:.3g}: the preconditioner M is not positive definite"
-            )
+            broken = f"r^T M r = {rz:.3g}: the preconditioner M is not positive definite"
+            break
         if p is None:
             p = {name: part.clone() for name, part in z.items()}
         else:
@@ -85,17 +90,16 @@ def conjugate_gradient(
         Ap = matvec(p)
         curvature = dot(p, Ap)
         if not (math.isfinite(curvature) and curvature > 0):
-            return _broken(x, residuals, tolerance, f"p^T A p = {curvature:.3g}: the operator is not positive definite")
+            broken = f"p^T A p = {curvature:.3g}: the operator is not positive definite"
+            break
         step = rz / curvature
-        r = add_scaled(r, -step, Ap) if r is rhs else add_scaled_(r, -step, Ap)
+        r, update = update(r, -step, Ap), add_scaled_
         del Ap
         residual = norm(r) / scale
         if not math.isfinite(residual):
-            return _broken(x, residuals, tolerance, f"the residual is {residual}: the operator is not finite")
+            broken = f"the residual is {residual}: the operator is not finite"
+            break
         add_scaled_(x, step, p)
+        projection += step * rz
         residuals.append(residual)
-    return CGResult(x, len(residuals) - 1, residuals, converged=residuals[-1] <= tolerance)
-
-
-def _broken(x: Vector, residuals: list[float], tolerance: float, reason: str) -> CGResult:
-    return CGResult(x, len(residuals) - 1, residuals, residuals[-1] <= tolerance, reason)
+    return CGResult(x, len(residuals) - 1, residuals, projection, residuals[-1] <= tolerance, broken)

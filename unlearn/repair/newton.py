@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from unlearn.curvature import Curvature, GaussNewton, Vector, conjugate_gradient
-from unlearn.curvature.vectors import add_scaled, dot, norm
+from unlearn.curvature.vectors import add_scaled, norm
 from unlearn.precision import type_of_passes
 from unlearn.repair.objective import EditedObjective, mean_damping
 
@@ -106,12 +106,12 @@ def newton_steps(
             preconditioner=lambda r: curvature.solve(r, damping=objective.weight_decay + damping),
             iterations=iterations,
             tolerance=tolerance,
+            overwrite_rhs=True,
         )
         objective.cost += operator.cost
-        del operator, there, product
+        del operator, there, product, gradient  # which is overwritten
         step = {name: part.neg_() for name, part in result.solution.items()}
-        slope = dot(gradient, step)
-        del gradient
+        slope = -result.projection
         measurable = not 0 < -slope <= _rounding(weights, value)
         if measurable:
             length, actual = _line_search(objective, weights, step, value, slope)
