@@ -9,9 +9,11 @@ memory, the rest on disk.
 Memory is the most resident memory in a stage above the process with weights and rows loaded, whatever earlier stages
 still hold included: the edit and its evidence each fit the factors that they need, and let them go. The allocator
 returns blocks above 64 KB at once, and all stages are run on a tiny model beforehand, so that code which is loaded on
-first use does not count. "Activations" is that of a forward and backward pass of the loss at the stated
-batch; the last column leaves it out, as the bar does. Sides as wide as the vocabulary have a diagonal factor. What
-retraining without the 10 rows would give is not computed here.
+first use does not count. "Activations" is what a forward pass of the loss leaves for a backward one; the last column
+leaves that out, as the bar does: in training that of four sequences, its batch; else of as many as passes take at a
+time (:func:`unlearn.predict.rows_within`: their outputs must take little), though the removal replays batches of four.
+Sides as wide as the vocabulary have a diagonal factor. What retraining without the 10 rows would give is not computed
+here.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from unlearn.detect import self_influence
 from unlearn.inputs import call_model
 from unlearn.models import build_model
 from unlearn.pipeline.plan import factor_bytes
-from unlearn.predict import outputs_of, predict
+from unlearn.predict import outputs_of, predict, rows_within
 from unlearn.tasks import get_task
 from unlearn.verification.linear_prediction import agreement_of_parts, output_change, predicted_step
 
@@ -81,11 +83,10 @@ def losses(model: nn.Module, rows: Rows) -> Tensor:
     return torch.cat([get_task(TASK).loss(outputs, labels) for _, outputs, labels in parts]).double()
 
 
-def passes(model: nn.Module, rows: Rows) -> None:
-    """Run forward and backward over one batch."""
-    inputs, labels = rows.batch(torch.arange(BATCH))
-    loss = get_task(TASK).loss(call_model(model, inputs), labels).mean()
-    torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+def activations(model: nn.Module, rows: Rows, batch: int) -> None:
+    """Hold what a backward pass over one batch would need."""
+    inputs, labels = rows.batch(torch.arange(batch))
+    get_task(TASK).loss(call_model(model, inputs), labels).mean()
 
 
 class Stages:
@@ -118,7 +119,8 @@ def measure(width: int, depth: int, rows: int, vocabulary: int, streamed: bool) 
     weights = sum(p.nbytes for p in model.parameters())
     layers = find_layers(model, data).layers
     stages = Stages(weights)
-    stages.run("activations", lambda: passes(model, data))
+    for batch in (rows_within(model, data, BATCH), BATCH):
+        stages.run(f"activations of {batch}", lambda batch=batch: activations(model, data, batch))
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainSettings(optimizer="sgd", lr=0.3, momentum=0.9, weight_decay=0.0, epochs=2, batch_size=BATCH)
         model, record = stages.run(
@@ -180,7 +182,7 @@ def growth(width: int, depth: int, streamed: bool) -> dict[str, float]:
     weights = sum(p.nbytes for p in model.parameters())
     layers = find_layers(model, rows).layers
     stages = Stages(weights)
-    stages.run("activations", lambda: passes(model, rows))
+    stages.run("activations", lambda: activations(model, rows, rows_within(model, rows, BATCH)))
     with tempfile.TemporaryDirectory() as folder:
         curvature = stages.run("fit", lambda: fitted(model, rows, folder if streamed else None))
         stages.run("score", lambda: self_influence(model, rows, curvature=curvature, task=TASK, batch_size=BATCH))
@@ -217,17 +219,18 @@ def main(words: list[str]) -> None:
     print(" ".join(["# python -m benchmarks.decoder", *words]))
     print(f"\n{threads()}\n\n{' '.join((__doc__ or '').split(chr(10), 2)[2].split())}\n")
     found = apart("measure", *words)
-    (_, activations, _), *stages = found["stages"]
+    (little, few, _), (much, many, _), *stages = found["stages"]
     print(
         f"{found['parameters']:,} weights, {found['weights'] / 2**20:.0f} MB; factors {found['factors']:.2f} times as "
-        f"much; activations at a batch of {BATCH} sequences {activations:.2f} times.\n"
+        f"much; {little} sequences {few:.2f} times, {much} {many:.2f} times.\n"
     )
     print("| stage | peak, times the weights | without activations | s |\n|---|---|---|---|")
     bars = Bars()
     for name, peak, seconds in stages:
-        print(f"| {name} | {peak:.2f} | {peak - activations:.2f} | {seconds:.1f} |")
+        rest = peak - (many if name.startswith("training") else few)
+        print(f"| {name} | {peak:.2f} | {rest:.2f} | {seconds:.1f} |")
         if not streamed or not name.startswith("training"):
-            bars.hold(f"{name}: memory without activations, times the weights", peak - activations, MOST[streamed])
+            bars.hold(f"{name}: memory without activations, times the weights", rest, MOST[streamed])
     print(f"\nOf the {REMOVED} shuffled sequences, {found['top']} are among the {REMOVED} of largest self-influence.")
     print("Mean self-influence of a token: {:.3g} in a shuffled sequence, {:.3g} in another.".format(*found["tokens"]))
     if not streamed:

@@ -272,6 +272,25 @@ def large(recipe: str = "mnist5k-relabel", seeds: tuple[int, ...] = SEEDS) -> No
     print(bars, flush=True)
 
 
+BULK = {f"ours, budget {budget}": (float(budget), "auto") for budget in (0, 1, 3)}
+
+
+def bulk(recipe: str = "mnist5k-relabel", seeds: tuple[int, ...] = SEEDS) -> None:
+    """Removing a tenth of all rows, none of them wrong, as many customers who leave at once."""
+    table, bars = Table(f"{recipe}: removing 400 clean rows", COLUMNS), Bars()
+    for seed in seeds:
+        setting = Setting.of(recipe, seed)
+        with tempfile.TemporaryDirectory() as folder:
+            compare(table, setting, clean(setting, 400), BULK, Path(folder))
+    print(table)
+    for budget in (1, 3):
+        for column in ("KL", "phi error / spread"):
+            ours, rivals = table.mean(f"ours, budget {budget}", column), [f"replay, {budget} epochs", "unedited"]
+            for rival in rivals:
+                bars.hold(f"ours, budget {budget}: {column} below {rival}", ours, table.mean(rival, column))
+    print(bars, flush=True)
+
+
 PARTS = {
     "fours": fours,
     "twenty": lambda: few("Removing 20 flipped rows, MLP", "mnist5k-remove", lambda s: s.flipped(20), mlp_bars),
@@ -282,6 +301,7 @@ PARTS = {
         "CNN (training loss below 0.02)", lambda seed: memorised(Setting.of("mnist5k-cnn-relabel", seed))
     ),
     "large": large,
+    "bulk": bulk,
     "cnn": lambda: few("Removing 20 flipped rows, CNN", "mnist5k-cnn-relabel", lambda s: s.flipped(20), cnn_bars),
 }
 

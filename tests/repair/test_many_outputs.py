@@ -14,6 +14,7 @@ import unlearn
 from unlearn.curvature import fit_curvature, gauss_newton
 from unlearn.data import Rows
 from unlearn.detect.loss import loss
+from unlearn.errors import InputError
 from unlearn.predict import outputs_of, predict, rows_within
 from unlearn.repair import Changes
 from unlearn.repair.objective import EditedObjective
@@ -134,3 +135,48 @@ def test_an_edit_is_that_of_whole_batches(
 
     close(*both(monkeypatch, lambda: weights(record=record, budget=1.0)))
     close(*both(monkeypatch, lambda: weights(damping=0.1, weight_decay=0.01, steps=2)))
+
+
+class Full(torch.autograd.Function):
+    """Has no memory left in its backward pass."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("none left")
+
+
+class FullBetween(nn.Module):
+    """Two layers, one before and one behind."""
+
+    def __init__(self, *, behind: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.behind = nn.Linear(3, 4), nn.Linear(4, 23), behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.behind:
+            return self.last(Full.apply(self.first(x)))
+        return Full.apply(self.last(self.first(x)))
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_product_that_was_half_added_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, behind: bool) -> None:
+    # rejects halved batches on top of what the whole one had added; where nothing had been, they are tried
+    monkeypatch.setattr("unlearn.predict.OUTPUT_BYTES", 2 * 5 * 23 * 4)
+    model, rows = FullBetween(behind=behind), (torch.randn(4, 5, 3), torch.arange(20).reshape(4, 5))
+    operator = gauss_newton(model, rows, task=TASK)
+    ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    words = "in a backward pass; give a smaller batch_size" if behind else "memory runs out with a single row"
+    with pytest.raises(InputError, match=words):
+        operator.matvec(ones)

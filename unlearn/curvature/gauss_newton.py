@@ -7,6 +7,7 @@ output Fisher (arXiv 1412.1193, section 6): one Jacobian-vector and one vector-J
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,7 @@ from torch.func import jvp, vjp
 from unlearn.curvature.digest import check_ranks
 from unlearn.curvature.vectors import Vector, add_scaled_, zeros_like
 from unlearn.data import DEFAULT_BATCH, Rows, as_rows, within_memory
+from unlearn.data.within_memory import is_out_of_memory
 from unlearn.errors import InputError, did_you_mean, some
 from unlearn.inputs import Inputs, call_model
 from unlearn.modes import evaluation, plain_attention
@@ -96,16 +98,15 @@ class GaussNewton:
                 del values, tangents
                 with torch.enable_grad():
                     leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-                    parts = torch.autograd.grad(
-                        outputs(leaves), list(leaves.values()), cotangent, materialize_grads=True
-                    )
-                return dict(zip(leaves, parts, strict=True))
+                    _add_pulled(total, leaves, outputs(leaves), cotangent)
+                return {}
             values, pull, tangents = vjp(push, weights, has_aux=True)  # type: ignore[misc]
             (found,) = pull(self._task.fisher_product(values, labels, tangents))
             return found  # type: ignore[no-any-return]
 
         for part in _over_batches(self._model, self._rows, self._batch_size, product, "Gauss-Newton product"):
-            add_scaled_(total, 1.0, part)
+            if part:
+                add_scaled_(total, 1.0, part)
             del part
         sum_over_ranks(*total.values())
         self.cost += (ROW_PRODUCT_COST + self._apart) * len(self._rows)
@@ -192,6 +193,30 @@ def loss_gradient(
         del part
     sum_over_ranks(*total.values())
     return total
+
+
+def _add_pulled(total: Vector, leaves: Vector, outputs: Tensor, cotangent: Tensor) -> None:
+    """Add J^T c to a total as the backward pass comes to each parameter, so that it is never held beside the total.
+
+    Raises:
+        InputError: memory ran out when some of it was added, so that a smaller batch can not be tried instead.
+    """
+    added = 0
+
+    def add(name: str, gradient: Tensor) -> Tensor:
+        nonlocal added
+        total[name].add_(gradient)
+        added += 1
+        return gradient.new_zeros(()).expand_as(gradient)
+
+    for name, leaf in leaves.items():
+        leaf.register_hook(functools.partial(add, name))  # type: ignore[no-untyped-call]
+    try:
+        torch.autograd.grad(outputs, list(leaves.values()), cotangent, allow_unused=True)
+    except RuntimeError as error:
+        if added and is_out_of_memory(error):
+            raise InputError(f"memory ran out in a backward pass; give a smaller batch_size ({error})") from error
+        raise
 
 
 def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -65,7 +65,7 @@ def _halving(
                 yield result
                 del result  # not to be held beside the next one
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if size == 1:
                 raise InputError(f"memory runs out with a single row of {rows.name}: {error}") from error
@@ -78,5 +78,10 @@ def _halving(
         )
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch says that memory ran out.
+
+    >>> is_out_of_memory(RuntimeError("shapes differ"))
+    False
+    """
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -23,7 +23,7 @@ from unlearn.repair.changes import Changes, emptied_classes, removal
 from unlearn.repair.chosen_layers import chosen_parameters
 from unlearn.repair.damping import damping_of, weight_decay_of
 from unlearn.repair.edit import Cost, Edit, measure
-from unlearn.repair.head import HEAD_EPOCHS, HeadRule, ReplayedHead, check_head_rule, replay_head, replayable_head
+from unlearn.repair.head import HEAD_EPOCHS, HeadRule, ReplayedHead, check_head_rule, renewed_head, replayable_head
 from unlearn.repair.method import MANY, Method, choose_method
 from unlearn.repair.newton import Step
 from unlearn.repair.newton_edit import FINAL_SHARE, REPLAY_SHARE, newton_edit
@@ -108,8 +108,8 @@ def apply_changes(
       converge to retraining.
     - snapshots and row order: the unrolled edit (:mod:`unlearn.repair.unrolled`), which sees the changed rows'
       gradients when they were large.
-    - row order, and many rows change or a class goes: then the last linear layer is trained again on the features of
-      the edited weights (:mod:`unlearn.repair.head`).
+    - row order, and many labels were wrong or a class goes: then the last linear layer is trained again on the features
+      of the edited weights (:mod:`unlearn.repair.head`).
     - and a budget: the edit is made at the earliest snapshot that the budget reaches, and the recorded steps from there
       on are run again on the changed data. For many wrong labels nothing is edited: training is taken up at a
       far earlier snapshot that had not learnt them, and the rest of its schedule is run on the changed data in as many
@@ -142,9 +142,10 @@ def apply_changes(
         batch_norm: what becomes of running statistics where the final weights are edited: ``re-estimate`` them on the
             changed rows, or ``freeze``. With ``layers`` or ``skip`` they are frozen; a replay moves them as training
             does.
-        head: where many rows change or a class goes, ``replay`` the recorded training of the last linear layer on the
-            edited features, if its steps cost no more than the budget, or one epoch; or ``leave`` it to the edit. An
-            edit with ``layers``, ``skip``, ``steps``, ``damping`` or ``weight_decay`` of its own leaves it.
+        head: where many labels were wrong or a class goes, ``replay`` the recorded training of the last linear layer on
+            the edited features, if its steps cost no more than the budget, or one epoch; or ``leave`` it to the edit.
+            Labels were wrong if the edited weights give most of the changed rows another class. An edit with
+            ``layers``, ``skip``, ``steps``, ``damping`` or ``weight_decay`` of its own leaves it.
         successor: a folder for the record of the edited training, from which a next edit can start; see
             :mod:`unlearn.training.successor` and :class:`unlearn.repair.EditChain`.
 
@@ -184,7 +185,8 @@ def apply_changes(
         "weight_decay": weight_decay is not None,
     }
     edited = changes.apply(rows)
-    many = len(changes.ids) > MANY * len(rows) or bool(emptied_classes(rows, edited))
+    class_goes = bool(emptied_classes(rows, edited))
+    many = len(changes.ids) > MANY * len(rows) or class_goes
     last_layer: str | None = None
     head_notes: tuple[str, ...] = ()
     own_step = any(there for option, there in given.items() if option != "curvature")
@@ -283,7 +285,8 @@ def apply_changes(
         keeper.take(record.steps, Snapshot(moved.state_dict(), {} if last is None else last.optimizer))
     new_head = ReplayedHead(moved)
     if last_layer is not None and record is not None:
-        new_head = replay_head(moved, edited, record, the_task, last_layer)
+        sure = class_goes or plan.compressed
+        new_head = renewed_head(moved, rows, changes, record, the_task, last_layer, sure=sure)
         if keeper is not None and new_head.name is not None:
             keeper.replace_weights(record.steps, new_head.model)
     moved, notes = new_head.model, [*notes, *head_notes, *new_head.notes]

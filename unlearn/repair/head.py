@@ -5,8 +5,9 @@ recorded first weights (zeros where those were not recorded), on stored features
 nothing beside one pass over them. No step along one quadratic can do this for the softmax of a class that no row has
 any more, or for hundreds of new labels.
 
-It is a little off whatever the change, because the body did move in training: so it is done where many rows change or a
-class goes, and left where few change (docs/limits.md).
+It is off by as much whatever the change, because the body did move in training: so it is done where many labels were
+wrong or a class goes, and left where few rows change or their labels were right (:mod:`unlearn.repair.old_answers`,
+docs/limits.md).
 
 Source: our own; "last layer retraining" on other data (arXiv 2204.02937) is the nearest known. It differs by the
 recorded order, rates and first weights.
@@ -27,7 +28,9 @@ from unlearn.inputs import Inputs, call_model
 from unlearn.modes import evaluation
 from unlearn.precision import precision_of_weights, widened
 from unlearn.ranks import own_span, sum_over_ranks
+from unlearn.repair.changes import Changes
 from unlearn.repair.method import UNROLLED
+from unlearn.repair.old_answers import still_answered
 from unlearn.tasks import Task
 from unlearn.training import TrainingRecord, optimizer_of, run_steps
 
@@ -143,6 +146,32 @@ def replayable_head(
             f"{needed:.1f} training epochs, and {most:g} are allowed; a larger budget allows more",
         )
     return head, ()
+
+
+def renewed_head(
+    edited: nn.Module, rows: Rows, changes: Changes, record: TrainingRecord, task: Task, head: str, *, sure: bool
+) -> ReplayedHead:
+    """Return the edited model with its head trained again, if the labels of the changed rows were wrong.
+
+    Args:
+        edited: the model.
+        rows: before the change.
+        changes: the change.
+        record: of the training.
+        task: the task.
+        head: its name, of :func:`replayable_head`.
+        sure: whether it is known that much was wrong; else the edited model's answers to the changed rows tell.
+    """
+    answered = False if sure else still_answered(edited, rows, changes.ids)
+    if answered is not False:
+        why = (
+            "most changed rows are still given their old labels, which were right then, and taught less than it blurs"
+            if answered
+            else "without classes it can not be told whether labels were wrong"
+        )
+        note = f"the last linear layer, {head!r}, was not trained again: {why}"
+        return ReplayedHead(edited, notes=(note,))
+    return replay_head(edited, changes.apply(rows), record, task, head)
 
 
 def replay_head(edited: nn.Module, changed: Rows, record: TrainingRecord, task: Task, head: str) -> ReplayedHead:

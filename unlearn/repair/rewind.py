@@ -10,7 +10,7 @@ from torch import nn
 
 from unlearn.data import Rows
 from unlearn.errors import RecordError
-from unlearn.predict import predict
+from unlearn.repair.old_answers import still_answered
 from unlearn.tasks import Task
 from unlearn.training import Snapshot, TrainingRecord, compressed_rates
 
@@ -86,20 +86,23 @@ def compressed_step(record: TrainingRecord | None, rows: Rows, budget: float) ->
 def start_before_learnt(
     model: nn.Module, record: TrainingRecord | None, rows: Rows, changed: Iterable[str], budget: float
 ) -> int | None:
-    """Return :func:`compressed_step` if the snapshot there gives most of the changed rows another class than their old.
+    """Return :func:`compressed_step` if the changed rows are learnt later than the others.
 
-    Wrong labels are learnt last (arXiv 1706.05394), so a training that is taken up there hardly knows them. What it
-    knows by then, such as a whole class, it would have to unlearn in few steps; None there, and without classes.
+    That is asked of the first snapshot from there on that gives most of the other rows their class: it must give most
+    of the changed rows another class than their old. Wrong labels are learnt last (arXiv 1706.05394), so a training
+    that is taken up early hardly knows them. What is learnt with the rest, such as a whole class, it would have to
+    unlearn in few steps; None there, and without classes.
     """
-    start = compressed_step(record, rows, budget)
-    if record is None or start is None or rows.classes is None:
+    start, changed = compressed_step(record, rows, budget), tuple(changed)
+    if record is None or start is None or len(changed) == len(rows):
         return None
-    place, _ = rewound(model, record, start, needed=True)
-    before = rows.only(changed)
-    outputs = predict(place, before)
-    if outputs.ndim != 2 or outputs.shape[1] < 2:
-        return None
-    return start if float((outputs.argmax(1) == before.labels).double().mean()) < 0.5 else None
+    check_final_weights(record, model)
+    place, others = copy.deepcopy(model), rows.without(changed).ids
+    for step in sorted(step for step in record.snapshots if step >= start):
+        record.snapshot(step).restore(place)
+        if still_answered(place, rows, others):
+            return start if still_answered(place, rows, changed) is False else None
+    return None
 
 
 def compressed_schedule(record: TrainingRecord, rows: Rows, start: int, budget: float) -> list[float]:
