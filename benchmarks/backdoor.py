@@ -35,7 +35,7 @@ from unlearn.pipeline.stages import train_stage
 from unlearn.predict import predict
 from unlearn.recipe import Recipe, load_recipe, parse_recipe
 from unlearn.repair import RIVALS, Changes, apply_changes, restricted_edit
-from unlearn.repair.rivals.descent import rates_to_try
+from unlearn.repair.rivals.rates import rates_to_try
 from unlearn.verification import train_references
 
 SEEDS = (0, 1, 2)

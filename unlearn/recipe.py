@@ -157,9 +157,10 @@ class RepairSection(_Section):
     budget: float = Field(default=3.0, ge=0)
     damping: Literal["horizon"] | Annotated[float, Field(ge=0)] = "horizon"
     layers: list[str] | None = Field(default=None, min_length=1)
-    method: Literal["newton", "unrolled", "compressed", "gif", "frozen", "projected", "full", "second-order"] | None = (
-        None
-    )
+    method: (
+        Literal["newton", "unrolled", "compressed", "descent", "gif", "frozen", "projected", "full", "second-order"]
+        | None
+    ) = None
     select: Literal["outputs", "gradients"] | None = None
     ratio: float | None = Field(default=None, gt=0, le=1)
     steps: int | None = Field(default=None, ge=1)
@@ -167,7 +168,7 @@ class RepairSection(_Section):
     @property
     def whole_weights(self) -> bool:
         """Whether the method is one of :func:`unlearn.repair.apply_changes`."""
-        return self.method in (None, "newton", "unrolled", "compressed")
+        return self.method in (None, "newton", "unrolled", "compressed", "descent")
 
     @property
     def states_changes(self) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from unlearn.cli.benchmark import _short
 from unlearn.pipeline import repair_benchmark
 from unlearn.repair import RIVALS
-from unlearn.repair.rivals import dampening, descent, gradient_ascent, influence_step, neggrad_plus
+from unlearn.repair.rivals import dampening, gradient_ascent, influence_step, neggrad_plus, rates
 
 Unlearn = Callable[..., tuple[int, str, str]]
 
@@ -19,7 +19,7 @@ Unlearn = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def small_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repair_benchmark, "COSTS", (0.5, 1.0))
-    monkeypatch.setattr(descent, "RATES", (1.0,))
+    monkeypatch.setattr(rates, "RATES", (1.0,))
     monkeypatch.setattr(gradient_ascent, "PASSES", (1, 2))
     monkeypatch.setattr(neggrad_plus, "ALPHAS", (0.99,))
     monkeypatch.setattr(dampening, "ALPHAS", (3.0,))

@@ -48,11 +48,11 @@ def _options(command: Any) -> Any:
         click.option(
             "--method",
             type=click.Choice(
-                ["newton", "unrolled", "compressed", "gif", "frozen", "projected", "full", "second-order"]
+                ["newton", "unrolled", "compressed", "descent", "gif", "frozen", "projected", "full", "second-order"]
             ),
             help="How to edit; chosen by what was recorded if left out. compressed takes training up at an early "
-            "snapshot. From gif on it is a step on Kronecker factors at the final weights; gif, frozen and projected "
-            "change a few units only.",
+            "snapshot, descent at the final weights. From gif on it is a step on Kronecker factors at the final "
+            "weights; gif, frozen and projected change a few units only.",
         ),
     ):
         command = option(command)
@@ -168,7 +168,14 @@ def _repair(
     if drop_output:
         cut_outputs(model, run.data, changes.on(run.data).removed_classes)
     units = {"select": select, "ratio": ratio, "steps": steps}
-    if method is None or method == "auto" or method == "newton" or method == "unrolled" or method == "compressed":
+    if (
+        method is None
+        or method == "auto"
+        or method == "newton"
+        or method == "unrolled"
+        or method == "compressed"
+        or method == "descent"
+    ):
         if any(value is not None for value in units.values()):
             raise InputError("--select, --ratio and --steps belong to --method; name one, such as --method gif")
         edit = apply_changes(

@@ -291,8 +291,8 @@ def _repair_cost(recipe: Recipe, rows: Rows) -> tuple[float, str, int]:
     share = sample_size(count, FACTOR_SHARE) / count
     if not section.whole_weights:
         return FIT_COST + (section.steps or 1), f"{section.method} on Kronecker factors", 1
-    if section.method == "compressed":
-        return section.budget, "training compressed from an early snapshot", 0
+    if section.method in ("compressed", "descent"):
+        return section.budget, "training on the changed data", 0
     unrolled = section.method in (None, "unrolled") and section.layers is None and section.damping == "horizon"
     segments = min(SEGMENTS, len(snapshot_epochs(recipe.train.snapshot_epochs, recipe.train.epochs)) - 2)
     if unrolled and segments > 0:

@@ -15,7 +15,7 @@ from unlearn.pipeline.run import Run
 from unlearn.pipeline.stages import run_stages
 from unlearn.progress import track
 from unlearn.repair import RIVALS, Changes, Edit, Rival, apply_changes
-from unlearn.repair.method import COMPRESSED
+from unlearn.repair.method import COMPRESSED, DESCENT
 from unlearn.training import TrainingRecord
 from unlearn.verification import Measures, RetrainDistances, train_references
 
@@ -111,7 +111,7 @@ def measure_repairs(run: Run, changes: Changes, seed: int) -> tuple[list[Point],
     )
     distances = RetrainDistances(model, run.data, changes, run.test, references)
     points = [Point("unedited", {}, "", seed, 0.0, 0.0, distances.measure(model))]
-    for name, key, budget, edit in track(_edits(run, changes), "our edits", total=len(COSTS) + 2):
+    for name, key, budget, edit in track(_edits(run, changes), "our edits", total=2 * (len(COSTS) + 1)):
         cost = edit.cost
         points.append(
             Point(
@@ -133,26 +133,26 @@ def measure_repairs(run: Run, changes: Changes, seed: int) -> tuple[list[Point],
 def _edits(run: Run, changes: Changes) -> Iterator[tuple[str, str, float, Edit]]:
     """Yield our edits, with the words for them: from the final weights and the record alone, then at every budget.
 
-    A budget that reaches no earlier snapshot than the one before it is left out. A compressed replay can be cut to any
-    length, so its budget is what the cost leaves beside the head.
+    A budget that reaches no earlier snapshot than the one before it is left out. A compressed replay and a descent can
+    be cut to any length, so their budget is what the cost leaves beside the head.
     """
     model, record = run.original
     last = {step: digest for step, digest in record.snapshots.items() if step == record.steps}
     alone = replace(record, order=None, snapshots=last)
     at = partial(apply_changes, model, run.data, changes, allow_empty_class=True)
-    yield OURS_FINAL, "budget 0", 0.0, at(record=alone, budget=0.0)
-    started: set[int | None] = set()
-    for cost in (0.0, *COSTS):
-        edit = at(record=record, budget=cost)
-        if edit.method == COMPRESSED:
-            rest = cost - (edit.cost.total - edit.cost.replay)
-            if rest > 0 and (shorter := at(record=record, budget=rest)).method == COMPRESSED:
-                yield OURS, f"whole cost {cost:g}", rest, shorter
+    for name, known in ((OURS_FINAL, alone), (OURS, record)):
+        started: set[int | None] = set()
+        for cost in (0.0, *COSTS):
+            edit = at(record=known, budget=cost)
+            if edit.method in (COMPRESSED, DESCENT):
+                rest = cost - (edit.cost.total - edit.cost.replay)
+                if rest > 0 and (shorter := at(record=known, budget=rest)).method == edit.method:
+                    yield name, f"whole cost {cost:g}", rest, shorter
+                    continue
+            elif edit.start_step in started:
                 continue
-        elif edit.start_step in started:
-            continue
-        started.add(edit.start_step)
-        yield OURS, f"budget {cost:g}", cost, edit
+            started.add(edit.start_step)
+            yield name, f"budget {cost:g}", cost, edit
 
 
 def _settings(data: Rows, changes: Changes, record: TrainingRecord) -> list[tuple[Rival, str, dict[str, float]]]:

@@ -151,7 +151,7 @@ def repair_stage(run: Run) -> None:
     model, record = run.original
     section = run.recipe.repair
     method = section.method or "auto"
-    if method == "auto" or method == "newton" or method == "unrolled" or method == "compressed":
+    if method == "auto" or method == "newton" or method == "unrolled" or method == "compressed" or method == "descent":
         edit = apply_changes(
             model,
             run.data,

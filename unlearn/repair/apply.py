@@ -22,11 +22,13 @@ from unlearn.repair.calibration import calibration_of
 from unlearn.repair.changes import Changes, emptied_classes, removal
 from unlearn.repair.chosen_layers import chosen_parameters
 from unlearn.repair.damping import damping_of, weight_decay_of
+from unlearn.repair.descent import descent
 from unlearn.repair.edit import Cost, Edit, measure
 from unlearn.repair.head import HEAD_EPOCHS, HeadRule, ReplayedHead, check_head_rule, renewed_head, replayable_head
 from unlearn.repair.method import MANY, Method, choose_method
 from unlearn.repair.newton import Step
 from unlearn.repair.newton_edit import FINAL_SHARE, REPLAY_SHARE, newton_edit
+from unlearn.repair.old_answers import learnt_less
 from unlearn.repair.rewind import check_record, compressed_schedule, rewound, start_before_learnt
 from unlearn.repair.rounding import passes_notes
 from unlearn.repair.trajectory import FACTOR_COST
@@ -108,20 +110,21 @@ def apply_changes(
       converge to retraining.
     - snapshots and row order: the unrolled edit (:mod:`unlearn.repair.unrolled`), which sees the changed rows'
       gradients when they were large.
-    - row order, and many labels were wrong or a class goes: then the last linear layer is trained again on the features
-      of the edited weights (:mod:`unlearn.repair.head`).
+    - many labels were wrong or a class goes: then the last linear layer is trained again on the features of the edited
+      weights (:mod:`unlearn.repair.head`).
     - and a budget: the edit is made at the earliest snapshot that the budget reaches, and the recorded steps from there
       on are run again on the changed data. For many wrong labels nothing is edited: training is taken up at a
       far earlier snapshot that had not learnt them, and the rest of its schedule is run on the changed data in as many
-      epochs as the budget pays for (:func:`unlearn.repair.rewind.compressed_step`).
+      epochs as the budget pays for (:func:`unlearn.repair.rewind.compressed_step`). Where no snapshot is within the
+      budget, they are corrected by training the final weights on (:mod:`unlearn.repair.descent`).
 
     Args:
         model: the trained model; not changed.
         data: the rows it was trained on, with their old labels.
         changes: rows to remove and to relabel, classes to remove.
         record: how it was trained; gives weight decay, damping, snapshots and row order.
-        budget: training epochs that may be replayed; 0 edits the final weights.
-        method: ``auto``, ``newton``, ``unrolled`` or ``compressed``.
+        budget: training epochs that may be replayed, or trained on; 0 edits the final weights.
+        method: ``auto``, ``newton``, ``unrolled``, ``compressed`` or ``descent``.
         curvature: the preconditioner for a Newton step on the final weights; fitted where missing.
         factors: folder in which the unrolled edit's factors are kept and looked for. They belong to the training, so
             requests share them, and they are fitted well: on all rows, between all snapshots. Without a folder they are
@@ -192,8 +195,9 @@ def apply_changes(
     own_step = any(there for option, there in given.items() if option != "curvature")
     if head == "replay" and many and record is not None and not own_step:
         last_layer, head_notes = replayable_head(model, edited, record, most=max(HEAD_EPOCHS, budget))
-    may_compress = last_layer is not None and method == "auto"
-    early = start_before_learnt(model, record, rows, changes.ids, budget) if may_compress else None
+    free = last_layer is not None and method == "auto" and not class_goes
+    early = start_before_learnt(model, record, rows, changes.ids, budget) if free else None
+    wrong = free and early is None and bool(learnt_less(model, rows, changes.ids))
     plan = choose_method(
         method,
         record,
@@ -201,6 +205,7 @@ def apply_changes(
         budget,
         many=many,
         early=early,
+        wrong=wrong,
         shared=factors is not None,
         newton_only=[option for option, there in given.items() if there],
     )
@@ -241,7 +246,7 @@ def apply_changes(
         solve_cost, factor_rows = unrolled.cost, unrolled.factor_rows
         notes += unrolled.notes
         del unrolled
-    elif not plan.compressed:
+    elif not (plan.compressed or plan.descent):
         newton = newton_edit(
             place,
             rows,
@@ -261,6 +266,12 @@ def apply_changes(
         del newton
     del place  # a replay needs room for the weights' gradients and moments
     replayed = 0
+    if plan.descent and record is not None:
+        moved, replayed = descent(model, edited, record, budget)
+        notes.append(
+            f"the final weights were trained on the changed data for {budget:g} epochs, at rates falling from "
+            f"{record.rates().max():g} to 0: no earlier snapshot was there to begin from"
+        )
     moves_all = not skip and names is None and (plan.unrolled or any(step.accepted for step in taken))
     if start is None and batch_norm == "re-estimate" and moves_all:
         passes = re_estimate(moved, edited)
@@ -274,7 +285,9 @@ def apply_changes(
         if snapshot is None:
             snapshot = Snapshot({}, record.snapshot(start).optimizer)
         rates = compressed_schedule(record, rows, start, budget) if plan.compressed else None
-        moved, replayed = replay(moved, edited, record, start=start, rates=rates, snapshot=snapshot, take=take)
+        moved, replayed = replay(
+            moved, edited, record, start=start, rates=rates, snapshot=snapshot, take=take, copied=False
+        )
         if rates is not None:
             notes.append(
                 f"the recorded training was taken up at step {start} of {record.steps}, and its other "
@@ -285,7 +298,7 @@ def apply_changes(
         keeper.take(record.steps, Snapshot(moved.state_dict(), {} if last is None else last.optimizer))
     new_head = ReplayedHead(moved)
     if last_layer is not None and record is not None:
-        sure = class_goes or plan.compressed
+        sure = class_goes or plan.compressed or plan.descent
         new_head = renewed_head(moved, rows, changes, record, the_task, last_layer, sure=sure)
         if keeper is not None and new_head.name is not None:
             keeper.replace_weights(record.steps, new_head.model)

@@ -1,9 +1,9 @@
 """The head of an edited model, trained again on the features that its body has now.
 
 With the body held still the last linear layer is a small convex problem, and running all recorded steps of it, from the
-recorded first weights (zeros where those were not recorded), on stored features of the changed rows costs next to
-nothing beside one pass over them. No step along one quadratic can do this for the softmax of a class that no row has
-any more, or for hundreds of new labels.
+recorded first weights (zeros where those were not recorded; in a drawn order where none was), on stored features of the
+changed rows costs next to nothing beside one pass over them. No step along one quadratic can do this for the softmax of
+a class that no row has any more, or for hundreds of new labels.
 
 It is off by as much whatever the change, because the body did move in training: so it is done where many labels were
 wrong or a class goes, and left where few rows change or their labels were right (:mod:`unlearn.repair.old_answers`,
@@ -16,6 +16,7 @@ recorded order, rates and first weights.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -23,16 +24,17 @@ import torch
 from torch import Tensor, nn
 
 from unlearn.data import DEFAULT_BATCH, Rows, within_memory
-from unlearn.errors import InputError, RecordError, did_you_mean
+from unlearn.errors import InputError, did_you_mean
 from unlearn.inputs import Inputs, call_model
 from unlearn.modes import evaluation
 from unlearn.precision import precision_of_weights, widened
 from unlearn.ranks import own_span, sum_over_ranks
 from unlearn.repair.changes import Changes
+from unlearn.repair.descent import batch_size
 from unlearn.repair.method import UNROLLED
 from unlearn.repair.old_answers import still_answered
 from unlearn.tasks import Task
-from unlearn.training import TrainingRecord, optimizer_of, run_steps
+from unlearn.training import BatchOrder, TrainingRecord, optimizer_of, run_steps
 
 HeadRule = Literal["replay", "leave"]
 HEAD_EPOCHS = 1.0
@@ -105,15 +107,30 @@ def head_of(model: nn.Module, rows: Rows) -> str | None:
     return found[0] if all(p.requires_grad for p in own) and names == len(own) else None
 
 
-def head_epochs(model: nn.Module, head: str, record: TrainingRecord) -> float:
+def head_steps(record: TrainingRecord, rows: Rows) -> tuple[BatchOrder, list[float]]:
+    """Return the recorded batches and rates; without a row order as many batches of these rows, drawn by the seed.
+
+    >>> rows = Rows.from_tensors(torch.eye(300), torch.arange(300))
+    >>> order, rates = head_steps(TrainingRecord("sgd", 0.1, 7), rows)
+    >>> len(order), len(rates), int(order.rows_left()[0])
+    (7, 7, 728)
+    """
+    if record.order is not None:
+        return record.order, record.rates().tolist()
+    size = batch_size(record)
+    epochs = math.ceil(record.steps / math.ceil(len(rows) / size))
+    drawn = BatchOrder.shuffled(rows.ids, epochs=epochs, batch_size=size, seed=record.seed or 0)
+    return BatchOrder(drawn.ids, drawn.positions[: record.steps]), record.rates().tolist()
+
+
+def head_epochs(model: nn.Module, head: str, record: TrainingRecord, rows: Rows) -> float:
     """Return what the recorded steps of the head cost, in training epochs, by its share of the weights.
 
     A layer that shares its weights over positions (a convolution) costs more for each weight than the head does, so the
     true cost is lower.
     """
-    if record.order is None:
-        return 0.0
-    return _share(model, head) * float(record.order.rows_left()[0]) / len(record.order.ids)
+    order, _ = head_steps(record, rows)
+    return _share(model, head) * float(order.rows_left()[0]) / len(order.ids)
 
 
 def _share(model: nn.Module, head: str) -> float:
@@ -134,12 +151,12 @@ def replayable_head(
         record: of the training.
         most: training epochs that the steps of the head may cost; a larger head is left.
     """
-    if record.order is None or record.optimizer not in UNROLLED:
+    if record.optimizer not in UNROLLED:
         return None, ()
     head = head_of(model, rows)
     if head is None:
         return None, ("no head was replayed: the outputs are not those of a linear layer alone",)
-    needed = head_epochs(model, head, record)
+    needed = head_epochs(model, head, record, rows)
     if needed > most:
         return None, (
             f"the head {head!r} was not replayed: with {_share(model, head):.0%} of the weights that would cost "
@@ -180,15 +197,10 @@ def replay_head(edited: nn.Module, changed: Rows, record: TrainingRecord, task: 
     Args:
         edited: the model; its body stays as it is.
         changed: the rows. Their features are held: rows times inputs of the head.
-        record: of the training, with its row order.
+        record: of the training.
         task: the task.
         head: its name, of :func:`replayable_head`.
-
-    Raises:
-        RecordError: the record has no row order.
     """
-    if record.order is None:
-        raise RecordError("the training record has no row order, so no head can be replayed; record it")
     features = Rows.from_tensors(
         _features(edited, head, changed), changed.labels, ids=changed.ids, classes=changed.classes, name=changed.name
     )
@@ -205,8 +217,7 @@ def replay_head(edited: nn.Module, changed: Rows, record: TrainingRecord, task: 
             layer,
             optimizer_of(layer, record),
             features,
-            record.order,
-            record.rates().tolist(),
+            *head_steps(record, features),
             task=task,
             seed=record.seed or 0,
             description="training the head",

@@ -3,6 +3,7 @@
 | recorded | budget | method |
 |---|---|---|
 | weights, and how they were trained | any | ``newton`` on the final weights |
+| the same, many wrong labels, a head to train again | 15 steps or more | ``descent`` from the final weights |
 | snapshots and row order | 0, or reaches none of them | ``unrolled`` on the final weights; ``newton`` for many rows |
 | snapshots and row order | reaches a snapshot | ``rewind-unrolled-replay``; ``rewind-newton-replay`` for many rows |
 | the same, many wrong labels, a head to train again | 15 steps or more | ``rewind-compressed-replay`` |
@@ -16,21 +17,23 @@ is trained again in full (:mod:`unlearn.repair.head`), and where it can not be, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from unlearn.data import Rows
 from unlearn.errors import InputError, RecordError, did_you_mean
+from unlearn.repair.descent import batch_size
 from unlearn.repair.rewind import LEAST_STEPS, compressed_step, rewind_step
 from unlearn.repair.trajectory import Segment, segments_to
 from unlearn.training import TrainingRecord
 
-Method = Literal["auto", "newton", "unrolled", "compressed"]
+Method = Literal["auto", "newton", "unrolled", "compressed", "descent"]
 MANY = 0.05
 """More than this share of all rows are many."""
 UNROLLED = ("sgd", "adam")
-COMPRESSED = "rewind-compressed-replay"
+COMPRESSED, DESCENT = "rewind-compressed-replay", "descent"
 SEGMENTS = 5
 COARSE = 0.55
 """A segment longer than this share of the training is not unrolled unless that is asked for."""
@@ -45,12 +48,14 @@ class Plan:
         segments: of the unrolled edit; none for a Newton step.
         notes: why it is not the best method, where it is not.
         compressed: whether nothing is edited, and the rest of the schedule is run in fewer steps.
+        descent: whether nothing is edited, and the final weights are trained on.
     """
 
     start: int | None
     segments: tuple[Segment, ...]
     notes: tuple[str, ...]
     compressed: bool = False
+    descent: bool = False
 
     @property
     def unrolled(self) -> bool:
@@ -59,9 +64,9 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """``newton``, ``unrolled``, or ``rewind-...-replay`` with these or ``compressed`` in the middle."""
-        if self.compressed:
-            return COMPRESSED
+        """``newton``, ``unrolled``, ``descent``, or ``rewind-...-replay`` with the first two or ``compressed``."""
+        if self.compressed or self.descent:
+            return COMPRESSED if self.compressed else DESCENT
         edit = "unrolled" if self.unrolled else "newton"
         return edit if self.start is None else f"rewind-{edit}-replay"
 
@@ -74,6 +79,7 @@ def choose_method(
     *,
     many: bool,
     early: int | None = None,
+    wrong: bool = False,
     shared: bool = False,
     newton_only: Collection[str] = (),
 ) -> Plan:
@@ -86,6 +92,8 @@ def choose_method(
         budget: epochs that may be replayed.
         many: whether more than a share ``MANY`` of the rows change, or a class goes.
         early: the snapshot from which a compressed replay is better than an edit, if the choice is free and one is.
+        wrong: whether most changed labels were wrong and a head can be trained again, so that from the final weights on
+            a descent is better than a step, if the choice is free.
         shared: whether the unrolled edit's factors are kept for other requests, so that more of them pay.
         newton_only: names of the options given that only a Newton step on the final weights takes.
 
@@ -106,6 +114,10 @@ def choose_method(
                 f"method 'compressed' needs snapshots, the row order and a budget of at least {LEAST_STEPS} steps; "
                 "record them, or use method='newton'"
             )
+    if method == "descent":
+        _check_descent(record, rows, budget, newton_only)
+    if method == "descent" or (wrong and start is None and early is None and descent_steps(record, rows, budget)):
+        return Plan(None, (), ("the curvature given was not needed",) if newton_only else (), descent=True)
     if early is not None:
         return Plan(early, (), ("the curvature given was not needed",) if newton_only else (), compressed=True)
     for option, why in (("skip", "leaves layers as they are"), ("layers", "edits some layers only")):
@@ -130,13 +142,30 @@ def choose_method(
     coarse = coarse or (bool(segments) and segments[0].start > COARSE * stop)
     if coarse:
         notes.append("snapshots lie too far apart to unroll the training, so a Newton step was taken")
-    unordered = record is not None and record.optimizer in UNROLLED and record.order is None
-    if start is None and unordered and not given and many:
+    if start is None and wrong:
         notes.append(
-            "many rows change and only the final weights are edited: fine-tuning on the changed data came nearer to "
-            "retraining wherever it was measured (docs/limits.md)"
+            f"most of the labels were wrong; with a budget of at least {LEAST_STEPS} steps the final weights would be "
+            "trained on, which came nearer to retraining wherever it was measured (docs/limits.md)"
         )
     return Plan(start, () if coarse or given or many else segments, tuple(notes))
+
+
+def descent_steps(record: TrainingRecord | None, rows: Rows, budget: float) -> int:
+    """Return how many steps a descent has; 0 where it has fewer than ``LEAST_STEPS`` or the record none to repeat."""
+    if record is None or record.optimizer not in UNROLLED:
+        return 0
+    steps = round(budget * math.ceil(len(rows) / batch_size(record)))
+    return steps if steps >= LEAST_STEPS else 0
+
+
+def _check_descent(record: TrainingRecord | None, rows: Rows, budget: float, given: Collection[str]) -> None:
+    if given:
+        raise InputError(f"method 'descent' takes no {', '.join(f'{n}=' for n in given)}; leave it out")
+    if not descent_steps(record, rows, budget):
+        raise RecordError(
+            f"method 'descent' needs the record of an SGD or Adam training and a budget of at least {LEAST_STEPS} "
+            "steps; give both, or use method='newton'"
+        )
 
 
 def _segments(record: TrainingRecord | None, start: int | None, most: int | None) -> tuple[Segment, ...]:

@@ -7,7 +7,7 @@ ones, .08 at most of wrong ones, after any edit). So it needs no truth, and no l
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from torch import nn
 
@@ -43,3 +43,20 @@ def still_answered(model: nn.Module, rows: Rows, changed: Iterable[str]) -> bool
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         return None
     return float((outputs.argmax(1) == before.labels).double().mean()) >= 0.5
+
+
+def learnt_less(model: nn.Module, rows: Rows, changed: Collection[str]) -> bool | None:
+    """Return whether a model that gives most of the other rows their class does not so with the changed ones.
+
+    None where it does not know the others either, where there are no others, or without classes.
+
+    >>> import torch
+    >>> rows = Rows.from_tensors(torch.eye(3), torch.tensor([0, 1, 0]))
+    >>> model = nn.Linear(3, 3)
+    >>> _ = model.load_state_dict({"weight": torch.eye(3), "bias": torch.zeros(3)})
+    >>> learnt_less(model, rows, ["2"]), learnt_less(model, rows, ["0"]), learnt_less(model, rows, ["0", "1"])
+    (True, False, None)
+    """
+    if len(changed) == len(rows) or not still_answered(model, rows, rows.without(changed).ids):
+        return None
+    return still_answered(model, rows, changed) is False

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import torch
 from torch import nn
 
 from unlearn.data import Rows
 from unlearn.errors import RecordError
-from unlearn.repair.old_answers import still_answered
+from unlearn.repair.old_answers import learnt_less
 from unlearn.tasks import Task
 from unlearn.training import Snapshot, TrainingRecord, compressed_rates
 
@@ -84,7 +84,7 @@ def compressed_step(record: TrainingRecord | None, rows: Rows, budget: float) ->
 
 
 def start_before_learnt(
-    model: nn.Module, record: TrainingRecord | None, rows: Rows, changed: Iterable[str], budget: float
+    model: nn.Module, record: TrainingRecord | None, rows: Rows, changed: Collection[str], budget: float
 ) -> int | None:
     """Return :func:`compressed_step` if the changed rows are learnt later than the others.
 
@@ -93,15 +93,16 @@ def start_before_learnt(
     that is taken up early hardly knows them. What is learnt with the rest, such as a whole class, it would have to
     unlearn in few steps; None there, and without classes.
     """
-    start, changed = compressed_step(record, rows, budget), tuple(changed)
-    if record is None or start is None or len(changed) == len(rows):
+    start = compressed_step(record, rows, budget)
+    if record is None or start is None:
         return None
     check_final_weights(record, model)
-    place, others = copy.deepcopy(model), rows.without(changed).ids
+    place = copy.deepcopy(model)
     for step in sorted(step for step in record.snapshots if step >= start):
         record.snapshot(step).restore(place)
-        if still_answered(place, rows, others):
-            return start if still_answered(place, rows, changed) is False else None
+        late = learnt_less(place, rows, changed)
+        if late is not None:
+            return start if late else None
     return None
 
 

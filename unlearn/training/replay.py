@@ -27,6 +27,7 @@ def replay(
     rates: Sequence[float] | None = None,
     snapshot: Snapshot | None = None,
     take: Callable[[int, Snapshot], None] | None = None,
+    copied: bool = True,
     description: str = "replaying",
 ) -> tuple[nn.Module, int]:
     """Run the recorded steps from ``start`` to the last on changed data, starting from the model's weights.
@@ -40,7 +41,7 @@ def replay(
     does the same.
 
     Args:
-        model: weights to start from; not changed.
+        model: weights to start from.
         data: changed rows.
         record: of the original training, with its row order.
         start: first step to run.
@@ -48,10 +49,11 @@ def replay(
         snapshot: whose optimizer state to start with; None for a fresh optimizer.
         take: called with a snapshot at the start, at each later step at which the record has one, and at the last; of a
             compressed schedule as far along it, under the recorded step.
+        copied: leave the model as it is and train a copy; False trains the model itself, which saves one.
         description: of the progress bar.
 
     Returns:
-        The trained copy, in eval mode, and the number of rows processed.
+        The trained model, in eval mode, and the number of rows processed.
 
     Raises:
         RecordError: the record has no row order, rows of the data are not in it, the start is not one of its steps,
@@ -77,7 +79,7 @@ def replay(
     scale = steps / left if left else 1.0
     recorded = {step for step in record.snapshots if take is not None and step > start} | {record.steps}
     names = {start + max(min(1, left), round((step - start) * scale)): step for step in sorted(recorded)}
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model) if copied else model
     optimizer = optimizer_of(model, record)
     if snapshot is not None:
         snapshot.restore_optimizer(model, optimizer)

@@ -42,6 +42,7 @@ REPEATABLE: Mapping[str, Method] = {
     "unrolled": "unrolled",
     "rewind-unrolled-replay": "unrolled",
     "rewind-compressed-replay": "compressed",
+    "descent": "descent",
 }
 
 

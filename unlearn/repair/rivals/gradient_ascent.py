@@ -6,7 +6,8 @@ from torch import nn
 
 from unlearn.data import Rows
 from unlearn.repair.changes import Changes
-from unlearn.repair.rivals.descent import descend, rates_to_try, shuffled
+from unlearn.repair.descent import descend, shuffled
+from unlearn.repair.rivals.rates import rates_to_try
 from unlearn.repair.rivals.rival import Rival, RivalEdit, epochs_of
 from unlearn.training import TrainingRecord
 

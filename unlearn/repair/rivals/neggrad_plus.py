@@ -10,7 +10,8 @@ from unlearn.data import Rows
 from unlearn.errors import InputError
 from unlearn.inputs import call_model, map_tensors
 from unlearn.repair.changes import Changes
-from unlearn.repair.rivals.descent import batch_size, descend, rates_to_try, shuffled, usual_rate
+from unlearn.repair.descent import batch_size, descend, shuffled
+from unlearn.repair.rivals.rates import rates_to_try, usual_rate
 from unlearn.repair.rivals.rival import Rival, RivalEdit, epochs_of
 from unlearn.tasks import get_task
 from unlearn.training import TrainingRecord

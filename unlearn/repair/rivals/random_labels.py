@@ -7,7 +7,8 @@ from torch import nn
 from unlearn.data import Rows, draws
 from unlearn.errors import InputError
 from unlearn.repair.changes import Changes
-from unlearn.repair.rivals.descent import descend, rates_to_try, shuffled, usual_rate
+from unlearn.repair.descent import descend, shuffled
+from unlearn.repair.rivals.rates import rates_to_try, usual_rate
 from unlearn.repair.rivals.rival import Rival, RivalEdit, epochs_of
 from unlearn.training import TrainingRecord
 

@@ -1,4 +1,10 @@
-"""Training steps from given weights over a given order, counted; every rival that trains is these."""
+"""Training steps from given weights, counted: every rival that trains is these, and the descent from final weights.
+
+Where many labels were wrong and no earlier snapshot is there, no small step of the final weights takes back what they
+taught. Training on the changed data does better (measured in :mod:`benchmarks.repair`), at rates that fall from the
+recorded peak to 0, so that it ends as the recorded training did; the head is trained again behind it
+(:mod:`unlearn.repair.head`).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +23,17 @@ from unlearn.training import BatchOrder, TrainingRecord, optimizer_of, run_steps
 from unlearn.training.trainer import Objective
 
 BATCH_SIZE = 128
-RATES = (0.2, 0.4, 1.0, 2.0)
+
+
+def descent(model: nn.Module, changed: Rows, record: TrainingRecord, epochs: float) -> tuple[nn.Module, int]:
+    """Train a copy on the changed rows for so many epochs, at falling rates; return it, and the rows processed.
+
+    Raises:
+        InputError: the training diverged.
+    """
+    order = shuffled(changed, record, epochs, record.seed or 0)
+    rates = np.linspace(float(record.rates().max()), 0.0, len(order), endpoint=False)
+    return descend(model, changed, order, rates.tolist(), record, seed=record.seed or 0, description="descending")
 
 
 def descend(
@@ -50,6 +66,7 @@ def descend(
         task=get_task(record.task),
         seed=seed,
         objective=objective,
+        shared=True,
         description=description,
     )
     copy_modes(model, moved)
@@ -73,17 +90,3 @@ def shuffled(rows: Rows, record: TrainingRecord, epochs: float, seed: int) -> Ba
 def batch_size(record: TrainingRecord) -> int:
     """Return the recorded batch size."""
     return BATCH_SIZE if record.order is None else record.order.positions.shape[1]
-
-
-def usual_rate(record: TrainingRecord) -> float:
-    """Return the median of the recorded learning rates: after a cosine schedule the last is next to nothing."""
-    return float(np.median(record.rates()))
-
-
-def rates_to_try(record: TrainingRecord) -> list[float]:
-    """Return the grid of learning rates, the same for every rival: multiples of the recorded peak.
-
-    >>> rates_to_try(TrainingRecord("sgd", 0.05, 480))
-    [0.01, 0.02, 0.05, 0.1]
-    """
-    return [round(share * float(record.rates().max()), 12) for share in RATES]
