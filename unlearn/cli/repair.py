@@ -50,9 +50,10 @@ def _options(command: Any) -> Any:
             type=click.Choice(
                 ["newton", "unrolled", "compressed", "descent", "gif", "frozen", "projected", "full", "second-order"]
             ),
-            help="How to edit; chosen by what was recorded if left out. compressed takes training up at an early "
-            "snapshot, descent at the final weights. From gif on it is a step on Kronecker factors at the final "
-            "weights; gif, frozen and projected change a few units only.",
+            metavar="NAME",
+            help="How to edit; chosen by what was recorded if left out: newton, unrolled, compressed (training taken "
+            "up at an early snapshot), descent (at the final weights); or a step on Kronecker factors at the final "
+            "weights: full, second-order, and gif, frozen or projected, which change a few units only.",
         ),
     ):
         command = option(command)
