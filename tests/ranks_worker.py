@@ -18,18 +18,39 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from unlearn import ranks
 from unlearn.atomic import write_atomically
 from unlearn.curvature import conjugate_gradient, fit_curvature, gauss_newton, loss_gradient
 from unlearn.data import Rows, as_rows
 from unlearn.detect import harm, influence, score_shards, self_influence
 from unlearn.errors import UnlearnError
-from unlearn.ranks import as_one_process, start_ranks, stop_ranks, this_rank
+from unlearn.ranks import as_one_process, own_span, start_ranks, stop_ranks, sum_over_ranks, this_rank
 from unlearn.repair.head import replay_head
 from unlearn.tasks import get_task
 from unlearn.training import BatchOrder, TrainingRecord, replay
 from unlearn.verification import train_references
 
 ROWS = 5  # 1, 2 and 2 for three ranks
+
+
+class Meaning(nn.Module):
+    """Keeps the mean of its inputs, and changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean.mul_(0.5).add_(x.detach().mean())
+        return x
+
+
+class Paired(nn.Module):
+    """Needs two rows at least."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:2].view(2, *x.shape[1:]), x[2:]])
+
 
 BASE = TrainingRecord("sgd", [0.3, 0.2, 0.1], 3, momentum=0.9, weight_decay=0.01)
 IN_TRAINING: dict[str, Callable[[], list[nn.Module]]] = {
@@ -38,6 +59,9 @@ IN_TRAINING: dict[str, Callable[[], list[nn.Module]]] = {
     "batch norm of vectors": lambda: [nn.Flatten(), nn.BatchNorm1d(8)],
     "dropout": lambda: [nn.Dropout(0.3)],
     "little dropout": lambda: [nn.Dropout(0.02)],  # none in the first batch
+    "batch norm before a head of zeros": lambda: [nn.BatchNorm2d(2)],
+    "a mean that only evaluation uses": lambda: [Meaning()],
+    "a view of two rows": lambda: [Paired()],
 }
 
 
@@ -92,12 +116,25 @@ def found(folder: Path) -> dict[str, Tensor]:
     (folder / f"replays-{this_rank()}.json").write_text(json.dumps(said))
     head = replay_head(model, rows, replace(BASE, order=order), get_task("classification"), "3")
     keep("head trained again", dict(head.model.named_parameters()))
+    words = Rows.from_tensors(torch.arange(4), torch.tensor([0, 1, 0, 1]))
+    sparse = nn.Sequential(nn.Embedding(4, 3, sparse=True), nn.Linear(3, 2)).double()
+    sparse.load_state_dict({k: torch.linspace(-1, 1, v.numel()).view_as(v) for k, v in sparse.state_dict().items()})
+    record = TrainingRecord("sgd", 0.1, 1, order=BatchOrder.from_batches([words.ids]))
+    keep("replay with sparse gradients", dict(replay(sparse, words, record)[0].named_parameters()))
+    turned = torch.zeros(5, 2).T
+    for k in own_span(5):
+        turned[:, k] = 1.0 + k
+    whole = [torch.zeros(3), turned, torch.zeros(2, dtype=torch.float64), torch.zeros(())]
+    sum_over_ranks(*whole)
+    results["sums of all kinds"] = turned.contiguous()
     return results
 
 
 def replayed(name: str, model: nn.Module, rows: Rows, order: BatchOrder) -> tuple[dict[str, Tensor], int, list[str]]:
     """Weights after a replay without row 0 of the model with such a layer, rows that this rank ran, and warnings."""
     here = nn.Sequential(model[0], *IN_TRAINING[name](), *list(model)[1:]).double()
+    if "zeros" in name:
+        here[-1].load_state_dict({key: torch.zeros_like(value) for key, value in here[-1].state_dict().items()})
     record = replace(BASE, optimizer="adam" if name == "nothing" else "sgd", order=order)
     ran: list[int] = []
     here[-1].register_forward_hook(lambda _, __, output: ran.append(len(output) * output.requires_grad))
@@ -156,6 +193,7 @@ def free_port() -> int:
 def main(folder: Path, number: int) -> None:
     """Write what a rank found and was told; of a shared file the first rank's bytes stay."""
     os.environ["RANK"] = str(number)
+    ranks._BUCKET = 64  # bytes, so that some are full
     start_ranks()
     rank, results, said = this_rank(), found(folder), refused()
     write_atomically(folder / "shared.txt", f"written by rank {rank}".encode())

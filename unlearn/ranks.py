@@ -158,16 +158,16 @@ def sum_over_ranks(*tensors: Tensor) -> None:
     import torch
     from torch import distributed as dist
 
-    with _others_alive():
-        for bucket in _buckets(tensors):
-            sent = bucket[0]
-            if len(bucket) > 1 or not sent.is_contiguous():
-                sent = torch.cat([tensor.reshape(-1) for tensor in bucket])
+    for bucket in _buckets(tensors):
+        sent = bucket[0]
+        if len(bucket) > 1 or not sent.is_contiguous():
+            sent = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        with _others_alive():
             dist.all_reduce(sent, group=_job.cpu_group if sent.device.type == "cpu" else None)
-            if sent is not bucket[0]:
-                sizes = [tensor.numel() for tensor in bucket]
-                for tensor, part in zip(bucket, torch.split(sent, sizes), strict=True):
-                    tensor.copy_(part.view(tensor.shape))
+        if sent is not bucket[0]:
+            sizes = [tensor.numel() for tensor in bucket]
+            for tensor, part in zip(bucket, torch.split(sent, sizes), strict=True):
+                tensor.copy_(part.view(tensor.shape))
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

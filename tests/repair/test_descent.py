@@ -73,6 +73,33 @@ def test_where_it_is_chosen(trained: Trained) -> None:
     assert apply_changes(model, rows, right, record=known, budget=4, method="descent").method == "descent"
 
 
+def test_adam_needs_no_snapshot_for_it(trained: Trained) -> None:
+    _, model, rows, record = trained
+    known = replace(bare(record), optimizer="adam", lr=0.003)
+    for method in ("auto", "descent"):
+        edit = apply_changes(model, rows, wrong(rows), record=known, budget=4, method=method)  # type: ignore[arg-type]
+        assert (edit.method, edit.head) == ("descent", "3")
+
+
+def test_it_moves_running_statistics_and_does_not_where_they_are_frozen(trained: Trained) -> None:
+    _, _, rows, record = trained
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+    model, _ = train(model, rows, TrainSettings(lr=0.1, epochs=6, batch_size=32), seed=1)
+    options = {"record": bare(record), "budget": 4, "method": "descent"}
+    edit = apply_changes(model, rows, wrong(rows), **options)  # type: ignore[arg-type]
+    assert not torch.equal(edit.model.get_buffer("2.running_mean"), model.get_buffer("2.running_mean"))
+    with pytest.raises(InputError, match="batch_norm='freeze' keeps running statistics"):
+        apply_changes(model, rows, wrong(rows), batch_norm="freeze", **options)  # type: ignore[arg-type]
+
+
+def test_steps_are_counted_of_the_rows_that_are_left(trained: Trained) -> None:
+    _, model, rows, record = trained
+    changes = wrong(rows)
+    most = Changes((*changes.ids, *[row for row in rows.ids if row not in changes.ids][:230]))
+    with pytest.raises(RecordError, match="at least 15 steps"):
+        apply_changes(model, rows, most, record=bare(record), budget=3, method="descent")
+
+
 def test_what_it_needs(trained: Trained) -> None:
     _, model, rows, record = trained
     known, changes = bare(record), wrong(rows)

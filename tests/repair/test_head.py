@@ -165,6 +165,15 @@ def test_many_right_rows_leave_the_head_and_wrong_ones_do_not(tmp_path: Path, bu
         )
 
 
+def test_a_model_that_knows_few_rows_tells_nothing_of_wrong_labels(tmp_path: Path) -> None:
+    """Rejects rows taken for wrong because a weak model gives no row its class."""
+    rows, start = digits(600), small_mlp(width=64)
+    weak, record = train(start, rows, TrainSettings(lr=0.001, epochs=2, batch_size=50), folder=tmp_path)
+    edit = apply_changes(weak, rows, Changes(rows.ids[::10]), record=record, budget=0)
+    assert edit.head is None
+    assert any("it can not be told whether labels were wrong" in note for note in edit.notes)
+
+
 def test_without_classes_the_head_is_left(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = Rows.from_tensors(torch.randn(60, 8, generator=generator), torch.randn(60, generator=generator))
@@ -174,7 +183,7 @@ def test_without_classes_the_head_is_left(tmp_path: Path) -> None:
     )
     edit = apply_changes(model, rows, Changes(rows.ids[:9]), record=record, budget=1, task="regression")
     assert edit.head is None
-    assert any("without classes it can not be told whether labels were wrong" in note for note in edit.notes)
+    assert any("it can not be told whether labels were wrong, without classes" in note for note in edit.notes)
 
 
 def test_cost_by_hand(sgd: Trained) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,9 @@ def test_an_edit_is_that_of_whole_batches(
 
 
 class Full(torch.autograd.Function):
-    """Has no memory left in its backward pass."""
+    """Has no memory for the backward pass of more than so many rows."""
+
+    most = 1
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
@@ -154,7 +157,9 @@ class Full(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        raise torch.OutOfMemoryError("none left")
+        if len(gradient) > Full.most:
+            raise torch.OutOfMemoryError("none left")
+        return gradient.clone()
 
 
 class FullBetween(nn.Module):
@@ -171,12 +176,23 @@ class FullBetween(nn.Module):
 
 
 @pytest.mark.parametrize("behind", [True, False])
-def test_a_product_that_was_half_added_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, behind: bool) -> None:
-    # rejects halved batches on top of what the whole one had added; where nothing had been, they are tried
-    monkeypatch.setattr("unlearn.predict.OUTPUT_BYTES", 2 * 5 * 23 * 4)
-    model, rows = FullBetween(behind=behind), (torch.randn(4, 5, 3), torch.arange(20).reshape(4, 5))
-    operator = gauss_newton(model, rows, task=TASK)
+def test_a_product_that_was_half_added_begins_anew_in_halves(monkeypatch: pytest.MonkeyPatch, behind: bool) -> None:
+    # rejects halved batches on top of what the whole one had added, and a cost or a total that counts both
+    torch.manual_seed(0)
+    model, rows = FullBetween(behind=behind), (torch.randn(7, 5, 3), torch.arange(35).reshape(7, 5) % 23)
     ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}
-    words = "in a backward pass; give a smaller batch_size" if behind else "memory runs out with a single row"
-    with pytest.raises(InputError, match=words):
+    monkeypatch.setattr(Full, "most", 7)
+    wanted = gauss_newton(model, rows, task=TASK).matvec(ones)
+    monkeypatch.setattr("unlearn.predict.OUTPUT_BYTES", 5 * 5 * 23 * 4)
+    monkeypatch.setattr(Full, "most", 1)
+    operator = gauss_newton(model, rows, task=TASK)
+    with pytest.warns(UserWarning, match="memory ran out with batches of"):
+        found = operator.matvec(ones)
+    torch.testing.assert_close(found, wanted)
+    assert operator.cost == 5 * 7
+    monkeypatch.setattr(Full, "most", 0)
+    with (
+        pytest.warns(UserWarning, match="memory ran out with batches of") if behind else contextlib.nullcontext(),
+        pytest.raises(InputError, match="memory runs out with a single row"),
+    ):
         operator.matvec(ones)

@@ -104,10 +104,18 @@ class GaussNewton:
             (found,) = pull(self._task.fisher_product(values, labels, tangents))
             return found  # type: ignore[no-any-return]
 
-        for part in _over_batches(self._model, self._rows, self._batch_size, product, "Gauss-Newton product"):
-            if part:
-                add_scaled_(total, 1.0, part)
-            del part
+        size, whole = self._batch_size, False
+        while not whole:
+            try:
+                for part in _over_batches(self._model, self._rows, size, product, "Gauss-Newton product"):
+                    if part:
+                        add_scaled_(total, 1.0, part)
+                    del part
+                whole = True
+            except _HalfAddedError as error:
+                size = error.smaller(self._rows)
+                for added in total.values():
+                    added.zero_()
         sum_over_ranks(*total.values())
         self.cost += (ROW_PRODUCT_COST + self._apart) * len(self._rows)
         return {name: total[name].div_(len(self._rows)) for name in vector}
@@ -195,12 +203,27 @@ def loss_gradient(
     return total
 
 
-def _add_pulled(total: Vector, leaves: Vector, outputs: Tensor, cotangent: Tensor) -> None:
-    """Add J^T c to a total as the backward pass comes to each parameter, so that it is never held beside the total.
+class _HalfAddedError(Exception):
+    """Memory ran out in the backward pass of so many rows, when some of its product had been added to the total."""
 
-    Raises:
-        InputError: memory ran out when some of it was added, so that a smaller batch can not be tried instead.
-    """
+    def __init__(self, rows: int, error: RuntimeError) -> None:
+        super().__init__(str(error))
+        self._rows = rows
+
+    def smaller(self, rows: Rows) -> int:
+        """Return the batch size to begin anew with."""
+        if self._rows == 1:
+            raise InputError(f"memory runs out with a single row of {rows.name}: {self}") from self
+        size = self._rows // 2
+        warnings.warn(
+            f"memory ran out with batches of {self._rows} rows of {rows.name}, so a product began anew with {size}",
+            stacklevel=3,
+        )
+        return size
+
+
+def _add_pulled(total: Vector, leaves: Vector, outputs: Tensor, cotangent: Tensor) -> None:
+    """Add J^T c to a total as the backward pass comes to each parameter, so that it is never held beside the total."""
     added = 0
 
     def add(name: str, gradient: Tensor) -> Tensor:
@@ -215,7 +238,7 @@ def _add_pulled(total: Vector, leaves: Vector, outputs: Tensor, cotangent: Tenso
         torch.autograd.grad(outputs, list(leaves.values()), cotangent, allow_unused=True)
     except RuntimeError as error:
         if added and is_out_of_memory(error):
-            raise InputError(f"memory ran out in a backward pass; give a smaller batch_size ({error})") from error
+            raise _HalfAddedError(len(outputs), error) from error
         raise
 
 

@@ -143,8 +143,8 @@ def apply_changes(
             pseudo-labels out of the classification layer in training, this takes them out of a layer afterwards.
         allow_empty_class: whether all rows of a class may go.
         batch_norm: what becomes of running statistics where the final weights are edited: ``re-estimate`` them on the
-            changed rows, or ``freeze``. With ``layers`` or ``skip`` they are frozen; a replay moves them as training
-            does.
+            changed rows, or ``freeze``. With ``layers`` or ``skip`` they are frozen; a replay or a descent moves them
+            as training does.
         head: where many labels were wrong or a class goes, ``replay`` the recorded training of the last linear layer on
             the edited features, if its steps cost no more than the budget, or one epoch; or ``leave`` it to the edit.
             Labels were wrong if the edited weights give most of the changed rows another class. An edit with
@@ -204,13 +204,14 @@ def apply_changes(
         rows,
         budget,
         many=many,
+        left=len(edited),
         early=early,
         wrong=wrong,
         shared=factors is not None,
         newton_only=[option for option, there in given.items() if there],
     )
     start, notes = plan.start, [*plan.notes, *passes_notes()]
-    check_rule(batch_norm, replays=start is not None, model=model)
+    check_rule(batch_norm, replays=start is not None or plan.descent, model=model)
     if calibrated is not None:
         notes.append(str(calibrated))
     if start is None and skip and curvature is not None and curvature.options["skip"] != skip:
@@ -220,7 +221,7 @@ def apply_changes(
     if layers is not None:
         notes.append(f"only layers {some(map(repr, layers))} were edited; all other weights are as they were")
     keeper = None if successor is None or record is None else Successor(record, successor)
-    by_metric = record is not None and record.optimizer == "adam" and damping == "horizon"
+    by_metric = record is not None and record.optimizer == "adam" and damping == "horizon" and not plan.descent
     place, snapshot = rewound(model, record, start, needed=plan.unrolled or plan.compressed or by_metric)
     if start is not None and curvature is not None and curvature.weights_digest != weights_digest(place):
         curvature = None
@@ -270,7 +271,7 @@ def apply_changes(
         moved, replayed = descent(model, edited, record, budget)
         notes.append(
             f"the final weights were trained on the changed data for {budget:g} epochs, at rates falling from "
-            f"{record.rates().max():g} to 0: no earlier snapshot was there to begin from"
+            f"{record.rates().max():g} to 0"
         )
     moves_all = not skip and names is None and (plan.unrolled or any(step.accepted for step in taken))
     if start is None and batch_norm == "re-estimate" and moves_all:

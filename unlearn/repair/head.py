@@ -32,7 +32,7 @@ from unlearn.ranks import own_span, sum_over_ranks
 from unlearn.repair.changes import Changes
 from unlearn.repair.descent import batch_size
 from unlearn.repair.method import UNROLLED
-from unlearn.repair.old_answers import still_answered
+from unlearn.repair.old_answers import learnt_less
 from unlearn.tasks import Task
 from unlearn.training import BatchOrder, TrainingRecord, optimizer_of, run_steps
 
@@ -179,12 +179,12 @@ def renewed_head(
         head: its name, of :func:`replayable_head`.
         sure: whether it is known that much was wrong; else the edited model's answers to the changed rows tell.
     """
-    answered = False if sure else still_answered(edited, rows, changes.ids)
-    if answered is not False:
+    wrong = sure or learnt_less(edited, rows, changes.ids)
+    if not wrong:
         why = (
-            "most changed rows are still given their old labels, which were right then, and taught less than it blurs"
-            if answered
-            else "without classes it can not be told whether labels were wrong"
+            "it can not be told whether labels were wrong, without classes or where most other rows miss theirs"
+            if wrong is None
+            else "most changed rows are still given their old labels, which were right, and taught less than it blurs"
         )
         note = f"the last linear layer, {head!r}, was not trained again: {why}"
         return ReplayedHead(edited, notes=(note,))

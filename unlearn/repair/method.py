@@ -78,6 +78,7 @@ def choose_method(
     budget: float,
     *,
     many: bool,
+    left: int,
     early: int | None = None,
     wrong: bool = False,
     shared: bool = False,
@@ -91,6 +92,7 @@ def choose_method(
         rows: before the change.
         budget: epochs that may be replayed.
         many: whether more than a share ``MANY`` of the rows change, or a class goes.
+        left: rows after the change.
         early: the snapshot from which a compressed replay is better than an edit, if the choice is free and one is.
         wrong: whether most changed labels were wrong and a head can be trained again, so that from the final weights on
             a descent is better than a step, if the choice is free.
@@ -115,8 +117,8 @@ def choose_method(
                 "record them, or use method='newton'"
             )
     if method == "descent":
-        _check_descent(record, rows, budget, newton_only)
-    if method == "descent" or (wrong and start is None and early is None and descent_steps(record, rows, budget)):
+        _check_descent(record, left, budget, newton_only)
+    if method == "descent" or (wrong and start is None and early is None and descent_steps(record, left, budget)):
         return Plan(None, (), ("the curvature given was not needed",) if newton_only else (), descent=True)
     if early is not None:
         return Plan(early, (), ("the curvature given was not needed",) if newton_only else (), compressed=True)
@@ -142,23 +144,23 @@ def choose_method(
     coarse = coarse or (bool(segments) and segments[0].start > COARSE * stop)
     if coarse:
         notes.append("snapshots lie too far apart to unroll the training, so a Newton step was taken")
-    if start is None and wrong:
+    if start is None and wrong and record is not None and (record.order is None or len(record.snapshots) < 2):
         notes.append(
             f"most of the labels were wrong; with a budget of at least {LEAST_STEPS} steps the final weights would be "
-            "trained on, which came nearer to retraining wherever it was measured (docs/limits.md)"
+            "trained on instead, which at equal cost came nearer to retraining where it was measured (docs/limits.md)"
         )
     return Plan(start, () if coarse or given or many else segments, tuple(notes))
 
 
-def descent_steps(record: TrainingRecord | None, rows: Rows, budget: float) -> int:
+def descent_steps(record: TrainingRecord | None, rows: int, budget: float) -> int:
     """Return how many steps a descent has; 0 where it has fewer than ``LEAST_STEPS`` or the record none to repeat."""
     if record is None or record.optimizer not in UNROLLED:
         return 0
-    steps = round(budget * math.ceil(len(rows) / batch_size(record)))
+    steps = round(budget * math.ceil(rows / batch_size(record)))
     return steps if steps >= LEAST_STEPS else 0
 
 
-def _check_descent(record: TrainingRecord | None, rows: Rows, budget: float, given: Collection[str]) -> None:
+def _check_descent(record: TrainingRecord | None, rows: int, budget: float, given: Collection[str]) -> None:
     if given:
         raise InputError(f"method 'descent' takes no {', '.join(f'{n}=' for n in given)}; leave it out")
     if not descent_steps(record, rows, budget):

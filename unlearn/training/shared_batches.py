@@ -10,6 +10,7 @@ import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from unlearn.data import Rows
 from unlearn.inputs import call_model, map_tensors
@@ -31,46 +32,68 @@ def own_rows(batch: Tensor) -> Tensor:
 
 
 def rows_stand_apart(model: nn.Module, rows: Rows, batch: Tensor, device: torch.device) -> bool:
-    """Return whether the outputs of all rows of a batch are, in training too, the same without the other rows.
+    """Return whether all that a batch does in training is the same without its other rows; the same on all ranks.
 
-    The same on all ranks. What the model keeps (running statistics) is put back; random streams are not.
+    Outputs and buffers are compared, and random streams must not move. Batch norms are known by their class too: behind
+    a head of zeros no output tells them. Buffers are put back; random streams are not.
 
     >>> rows = Rows.from_tensors(torch.eye(4), torch.tensor([0, 1, 0, 1]))
     >>> [rows_stand_apart(m, rows, torch.arange(4), torch.device("cpu")) for m in (nn.Linear(4, 2), nn.Dropout())]
     [True, False]
     """
-    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    before = random_streams(device)
-    own, differs = own_rows(batch), torch.zeros((), device=device)
+    before, streams = _buffers(model), random_streams(device)
+    own, apart = own_rows(batch), not any(isinstance(module, _BatchNorm) for module in model.modules())
     with torch.no_grad():
-        together = _outputs(model, rows, batch, device)
-        try:
-            alone = _outputs(model, rows, own, device) if len(own) else own_rows(together)
-            error = (own_rows(together) - alone).abs().sum()
-            differs += ~(error <= _ROUNDING * own_rows(together).abs().sum())
-        except ValueError:  # batch norm of a single row
-            differs += 1
-        for name, buffer in model.named_buffers():
-            buffer.copy_(kept[name])
-    if not all(torch.equal(*pair) for pair in zip(before, random_streams(device), strict=True)):
-        differs += 1
-    sum_over_ranks(differs)
-    return not differs
+        together = own_rows(_outputs(model, rows, batch, device))
+        after = _buffers(model)
+        _put_back(model, before)
+        if len(own):
+            try:
+                alone = _outputs(model, rows, own, device)
+                apart &= alone.shape == together.shape and _near(alone, together)
+                apart &= all(_near(now, after[name]) for name, now in _buffers(model).items())
+            except (ValueError, RuntimeError):  # a forward pass that needs the whole batch
+                apart = False
+        _put_back(model, before)
+    apart &= all(torch.equal(*pair) for pair in zip(streams, random_streams(device), strict=True))
+    against = torch.tensor(float(not apart), device=device)
+    sum_over_ranks(against)
+    return not against
 
 
 def _outputs(model: nn.Module, rows: Rows, batch: Tensor, device: torch.device) -> Tensor:
     return call_model(model, map_tensors(lambda x: x.to(device), rows.batch(batch)[0]))
 
 
+def _near(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().sum() <= _ROUNDING * other.abs().sum())
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+def _put_back(model: nn.Module, kept: dict[str, Tensor]) -> None:
+    for name, buffer in model.named_buffers():
+        buffer.copy_(kept[name])
+
+
 def sum_gradients(loss: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
-    """Add the gradients of all ranks up, in place, and return the sum of their losses, in float32."""
+    """Add the gradients of all ranks up, in place, and return the sum of their losses, in float32.
+
+    Sparse gradients become dense.
+    """
     total = loss.detach().to(torch.float32, copy=True)
-    sum_over_ranks(total, *(p.grad for group in optimizer.param_groups for p in group["params"]))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter in parameters:
+        if parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_dense()
+    sum_over_ranks(total, *(parameter.grad for parameter in parameters))
     return total
 
 
 def say_not_shared() -> None:
-    """Warn, once in the job, that all ranks do the same."""
+    """Warn, from the first rank, that all ranks do the same."""
     if this_rank() == 0:
         warnings.warn(
             "rows of a batch do not stand apart in this model (batch norm or dropout in training), so every rank runs "
