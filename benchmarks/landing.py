@@ -302,6 +302,7 @@ PARTS = {
     ),
     "large": large,
     "bulk": bulk,
+    "bulk-cnn": lambda: bulk("mnist5k-cnn-relabel"),
     "cnn": lambda: few("Removing 20 flipped rows, CNN", "mnist5k-cnn-relabel", lambda s: s.flipped(20), cnn_bars),
 }
 
