@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -74,6 +75,18 @@ def loop(
                 buffers[name] = direction if name not in buffers else record.momentum * buffers[name] + direction
                 p -= record.rates()[step] * buffers[name]
     return model
+
+
+def distance_to(there: nn.Module) -> Callable[[nn.Module], float]:
+    """KL of a model's answers to the test digits from those of a retrain."""
+    inputs, _ = digits(297, "test").batch(torch.arange(297))
+
+    def distance(other: nn.Module) -> float:
+        with torch.no_grad():
+            goal, found = there(inputs).double().log_softmax(1), other(inputs).double().log_softmax(1)
+        return float((goal.exp() * (goal - found)).sum(1).mean())
+
+    return distance
 
 
 def tiny(kind: str = "mlp", n: int = 12) -> tuple[nn.Module, Rows]:

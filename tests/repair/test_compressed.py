@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from repair_cases import EPOCHS, ROWS, STEPS, digits, loop, same_bits, small_mlp, training, weights_of
+from repair_cases import EPOCHS, ROWS, STEPS, digits, distance_to, loop, same_bits, small_mlp, training, weights_of
 from torch import nn
 
 from unlearn.data import Rows, symmetric_noise
@@ -202,14 +202,7 @@ def test_it_lands_nearer_than_as_long_a_replay_and_as_a_newton_edit(tmp_path: Pa
         relabelled={row: int(b) for row, a, b in zip(rows.ids, rows.labels, rows.truth, strict=True) if a != b}
     )
     there, _ = replay(small_mlp(width=64), changes.apply(rows), record)
-    test = digits(297, "test")
-    inputs, _ = test.batch(torch.arange(len(test)))
-
-    def distance(other: nn.Module) -> float:
-        with torch.no_grad():
-            goal, found = there(inputs).double().log_softmax(1), other(inputs).double().log_softmax(1)
-        return float((goal.exp() * (goal - found)).sum(1).mean())
-
+    distance = distance_to(there)
     ours = apply_changes(model, rows, changes, record=record, budget=3)
     assert (ours.method, ours.start_step) == ("rewind-compressed-replay", 4 * 12)
     newton = apply_changes(model, rows, changes, record=record, budget=3, method="newton")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from repair_cases import digits, loop, small_mlp, weights_of
+from repair_cases import digits, distance_to, loop, small_mlp, weights_of
 from torch import nn
 
 from unlearn.data import Rows, symmetric_noise
@@ -117,14 +117,7 @@ def test_it_lands_nearer_than_fine_tuning_and_than_a_newton_step(trained: Traine
     start, model, rows, record = trained
     changes = wrong(rows)
     there, _ = replay(start, changes.apply(rows), record)
-    test = digits(297, "test")
-    inputs, _ = test.batch(torch.arange(len(test)))
-
-    def distance(other: nn.Module) -> float:
-        with torch.no_grad():
-            goal, found = there(inputs).double().log_softmax(1), other(inputs).double().log_softmax(1)
-        return float((goal.exp() * (goal - found)).sum(1).mean())
-
+    distance = distance_to(there)
     known = bare(record)
     ours = distance(apply_changes(model, rows, changes, record=known, budget=4).model)
     newton = distance(apply_changes(model, rows, changes, record=known, budget=4, method="newton", head="leave").model)

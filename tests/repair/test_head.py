@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from repair_cases import EPOCHS, digits, loop, small_mlp, training, weights_of
+from repair_cases import EPOCHS, digits, distance_to, loop, small_mlp, training, weights_of
 from torch import nn
 
 from unlearn.data import Rows, symmetric_noise
@@ -141,14 +141,7 @@ def test_many_right_rows_leave_the_head_and_wrong_ones_do_not(tmp_path: Path, bu
         "'3', was not trained again: most changed rows are still given their old labels" in n for n in edit.notes
     )
     there, _ = replay(start, edit.edited_data, record)
-    test = digits(297, "test")
-    inputs, _ = test.batch(torch.arange(len(test)))
-
-    def distance(other: nn.Module) -> float:
-        with torch.no_grad():
-            goal, found = there(inputs).double().log_softmax(1), other(inputs).double().log_softmax(1)
-        return float((goal.exp() * (goal - found)).sum(1).mean())
-
+    distance = distance_to(there)
     assert distance(edit.model) < distance(model)
     assert distance(edit.model) < 0.5 * distance(replay_head(edit.model, edit.edited_data, record, TASK, "3").model)
     for changes in (
