@@ -45,6 +45,18 @@ class Meaning(nn.Module):
         return x
 
 
+class Masked(nn.Module):
+    """Keeps a mask of truth values and one of infinities, as attention does, and changes neither."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("allowed", torch.ones(2, 2, dtype=torch.bool))
+        self.register_buffer("added", torch.tensor([0.0, -torch.inf]), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.allowed
+
+
 class Paired(nn.Module):
     """Needs two rows at least."""
 
@@ -55,6 +67,7 @@ class Paired(nn.Module):
 BASE = TrainingRecord("sgd", [0.3, 0.2, 0.1], 3, momentum=0.9, weight_decay=0.01)
 IN_TRAINING: dict[str, Callable[[], list[nn.Module]]] = {
     "nothing": list,
+    "masks": lambda: [Masked()],
     "batch norm": lambda: [nn.BatchNorm2d(2)],
     "batch norm of vectors": lambda: [nn.Flatten(), nn.BatchNorm1d(8)],
     "dropout": lambda: [nn.Dropout(0.3)],

@@ -58,7 +58,8 @@ def test_numbers_are_those_of_one_process(left, tmp_path):
 def test_a_replay_is_shared_where_rows_stand_apart(left):
     """Rejects ranks that all run all rows, and one that says nothing where they must."""
     said = [json.loads((left / f"replays-{rank}.json").read_text()) for rank in range(WORLD)]
-    assert [one.pop("nothing") for one in said] == [[1, []], [3, []], [3, []]]
+    for name in ("nothing", "masks"):
+        assert [one.pop(name) for one in said] == [[1, []], [3, []], [3, []]]
     for rank, one in enumerate(said):
         for ran, warned in one.values():
             assert ran == 7
