@@ -175,8 +175,8 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
     size = 0
     for tensor in tensors:
-        fits = bucket and (bucket[0].dtype, bucket[0].device) == (tensor.dtype, tensor.device)
-        if bucket and not (fits and size + tensor.nbytes <= _BUCKET):
+        unlike = bucket and (bucket[0].dtype, bucket[0].device) != (tensor.dtype, tensor.device)
+        if bucket and (unlike or size + tensor.nbytes > _BUCKET):
             yield bucket
             bucket, size = [], 0
         bucket.append(tensor)

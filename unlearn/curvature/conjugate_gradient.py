@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from unlearn.curvature.vectors import Vector, add_scaled, add_scaled_, dot, norm, zeros_like
+from unlearn.curvature.vectors import Vector, add_scaled_, dot, norm, zeros_like
 from unlearn.errors import InputError
 
 
@@ -65,8 +65,8 @@ def conjugate_gradient(
     """
     if iterations < 0 or not tolerance >= 0:
         raise InputError(f"iterations is {iterations} and tolerance {tolerance}; give numbers of at least 0")
-    x, r = zeros_like(rhs), rhs  # beside the right-hand side there are x, r, p, and one of z and A p
-    update = add_scaled_ if overwrite_rhs else add_scaled
+    x = zeros_like(rhs)  # beside the right-hand side there are x, r, p, and one of z and A p
+    r = rhs if overwrite_rhs else {name: part.clone() for name, part in rhs.items()}
     scale = norm(rhs)
     if not math.isfinite(scale):
         raise InputError("the right-hand side has NaN or infinite values; check the rows whose gradient it is")
@@ -93,7 +93,7 @@ def conjugate_gradient(
             broken = f"p^T A p = {curvature:.3g}: the operator is not positive definite"
             break
         step = rz / curvature
-        r, update = update(r, -step, Ap), add_scaled_
+        add_scaled_(r, -step, Ap)
         del Ap
         residual = norm(r) / scale
         if not math.isfinite(residual):

@@ -30,7 +30,7 @@ from unlearn.modes import evaluation
 from unlearn.precision import precision_of_weights, widened
 from unlearn.ranks import own_span, sum_over_ranks
 from unlearn.repair.changes import Changes
-from unlearn.repair.descent import batch_size
+from unlearn.repair.descent import batch_size, shuffled
 from unlearn.repair.method import UNROLLED
 from unlearn.repair.old_answers import learnt_less
 from unlearn.tasks import Task
@@ -117,10 +117,8 @@ def head_steps(record: TrainingRecord, rows: Rows) -> tuple[BatchOrder, list[flo
     """
     if record.order is not None:
         return record.order, record.rates().tolist()
-    size = batch_size(record)
-    epochs = math.ceil(record.steps / math.ceil(len(rows) / size))
-    drawn = BatchOrder.shuffled(rows.ids, epochs=epochs, batch_size=size, seed=record.seed or 0)
-    return BatchOrder(drawn.ids, drawn.positions[: record.steps]), record.rates().tolist()
+    epochs = record.steps / math.ceil(len(rows) / batch_size(record))
+    return shuffled(rows, record, epochs, record.seed or 0), record.rates().tolist()
 
 
 def head_epochs(model: nn.Module, head: str, record: TrainingRecord, rows: Rows) -> float:

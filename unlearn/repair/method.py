@@ -65,8 +65,10 @@ class Plan:
     @property
     def name(self) -> str:
         """``newton``, ``unrolled``, ``descent``, or ``rewind-...-replay`` with the first two or ``compressed``."""
-        if self.compressed or self.descent:
-            return COMPRESSED if self.compressed else DESCENT
+        if self.compressed:
+            return COMPRESSED
+        if self.descent:
+            return DESCENT
         edit = "unrolled" if self.unrolled else "newton"
         return edit if self.start is None else f"rewind-{edit}-replay"
 

@@ -7,7 +7,7 @@ ones, .08 at most of wrong ones, after any edit). So it needs no truth, and no l
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from torch import nn
 
@@ -18,13 +18,12 @@ MOST = 200
 """Rows that are looked at; where there are more, so many of them. It is not counted in the cost of an edit."""
 
 
-def still_answered(model: nn.Module, rows: Rows, changed: Iterable[str]) -> bool | None:
-    """Return whether the model gives most of the changed rows the class of their old label.
+def still_answered(model: nn.Module, before: Rows) -> bool | None:
+    """Return whether the model gives most of these rows the class of their label.
 
     Args:
-        model: at weights that have not learnt the changed rows, or no longer.
-        rows: before the change.
-        changed: ids of the changed rows.
+        model: at weights that have not learnt the rows, or no longer.
+        before: the rows, with their old labels.
 
     Returns:
         None where the outputs are not those of classes.
@@ -33,16 +32,16 @@ def still_answered(model: nn.Module, rows: Rows, changed: Iterable[str]) -> bool
     >>> rows = Rows.from_tensors(torch.eye(3), torch.tensor([0, 1, 0]))
     >>> model = nn.Linear(3, 3)
     >>> _ = model.load_state_dict({"weight": torch.eye(3), "bias": torch.zeros(3)})
-    >>> still_answered(model, rows, ["0", "1", "2"]), still_answered(model, rows, ["2"])
+    >>> still_answered(model, rows), still_answered(model, rows.only(["2"]))
     (True, False)
     """
-    if rows.classes is None:
+    if before.classes is None:
         return None
-    before = rows.only(changed).sample(MOST, stream="old-answers")
-    outputs = predict(model, before)
+    some = before.sample(MOST, stream="old-answers")
+    outputs = predict(model, some)
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         return None
-    return float((outputs.argmax(1) == before.labels).double().mean()) >= 0.5
+    return float((outputs.argmax(1) == some.labels).double().mean()) >= 0.5
 
 
 def learnt_less(model: nn.Module, rows: Rows, changed: Collection[str]) -> bool | None:
@@ -57,6 +56,6 @@ def learnt_less(model: nn.Module, rows: Rows, changed: Collection[str]) -> bool 
     >>> learnt_less(model, rows, ["2"]), learnt_less(model, rows, ["0"]), learnt_less(model, rows, ["0", "1"])
     (True, False, None)
     """
-    if len(changed) == len(rows) or not still_answered(model, rows, rows.without(changed).ids):
+    if len(changed) == len(rows) or not still_answered(model, rows.without(changed)):
         return None
-    return still_answered(model, rows, changed) is False
+    return still_answered(model, rows.only(changed)) is False
